@@ -1,0 +1,1 @@
+"""The broker process: what stands between the remoting protocol and the message store."""

@@ -1,0 +1,1 @@
+"""RocketMQ's remoting protocol: commands, frames, a server and a client for asyncio."""

@@ -1,0 +1,105 @@
+"""A remoting server: listens, keeps its connections, closes the silent ones."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from collections.abc import Callable
+from typing import Final
+
+import structlog
+
+from broker_adapter.remoting.connection import Handler, RemotingConnection
+from broker_adapter.remoting.frame import DEFAULT_MAX_FRAME_BYTES
+from dledger.errors import UnexpectedArgumentError
+
+__all__ = ["RemotingServer"]
+
+_IDLE_CHECK_S: Final = 5.0
+
+
+class RemotingServer:
+    """Serves the handlers of its table on one or more ports.
+
+    ``max_idle_ms``: silence after which a connection is closed (upstream's serverChannelMaxIdleTimeSeconds).
+    ``max_inflight_count``: requests being handled at once; past it SYSTEM_BUSY.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_frame_bytes: int = DEFAULT_MAX_FRAME_BYTES,
+        max_idle_ms: int = 120_000,
+        max_inflight_count: int = 10_000,
+        on_close: Callable[[RemotingConnection], None] | None = None,
+    ) -> None:
+        self.handlers: dict[int, Handler] = {}
+        self.max_frame_bytes = max_frame_bytes
+        self.max_inflight_count = max_inflight_count
+        self.inflight_count = 0
+        self.connections: set[RemotingConnection] = set()
+        self._max_idle_s = max_idle_ms / 1000
+        self._on_close = on_close
+        self._servers: list[asyncio.Server] = []
+        self._idle_task: asyncio.Task[None] | None = None
+
+    def register(self, code: int, handler: Handler) -> None:
+        """Let ``handler`` answer requests of ``code``."""
+        self.handlers[int(code)] = handler
+
+    async def listen(self, host: str | None, port: int) -> int:
+        """Listen (``host`` None: every interface); returns the port, which 0 has picked.
+
+        Raises:
+            UnexpectedArgumentError: the port is in use or the address is not this machine's.
+        """
+        loop = asyncio.get_running_loop()
+        try:
+            server = await loop.create_server(lambda: RemotingConnection(self), host, port, backlog=1024)
+        except OSError as error:
+            where = f"{host or '*'}:{port}"
+            what = "the port is in use" if error.errno == errno.EADDRINUSE else (error.strerror or str(error))
+            raise UnexpectedArgumentError(f"cannot listen on {where}: {what}") from None
+        self._servers.append(server)
+        if self._idle_task is None:
+            self._idle_task = loop.create_task(self._close_idle(), name="remoting-idle")
+        return int(server.sockets[0].getsockname()[1])
+
+    async def _close_idle(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(min(_IDLE_CHECK_S, self._max_idle_s / 4))
+            limit = loop.time() - self._max_idle_s
+            for connection in [c for c in self.connections if c.last_active_s < limit]:
+                structlog.get_logger().info("connection_idle", remote=connection.remote_address)
+                connection.close()
+
+    def connection_opened(self, connection: RemotingConnection) -> None:
+        self.connections.add(connection)
+
+    def connection_closed(self, connection: RemotingConnection) -> None:
+        self.connections.discard(connection)
+        if self._on_close is not None:
+            self._on_close(connection)
+
+    async def stop(self, grace_ms: int = 1000) -> None:
+        """Listen no more, let requests being handled finish for ``grace_ms``, close every connection."""
+        for server in self._servers:
+            server.close()
+        if self._idle_task is not None:
+            self._idle_task.cancel()
+            await asyncio.gather(self._idle_task, return_exceptions=True)
+            self._idle_task = None
+        connections = list(self.connections)
+        if connections and grace_ms:
+            waiting = [asyncio.ensure_future(c.finish_requests()) for c in connections]
+            await asyncio.wait(waiting, timeout=grace_ms / 1000)
+            for task in waiting:
+                task.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
+        for connection in connections:
+            connection.cancel_requests()
+            connection.close()
+        for server in self._servers:
+            await server.wait_closed()
+        self._servers.clear()

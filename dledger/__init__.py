@@ -1,0 +1,74 @@
+"""dledger: a Raft-replicated commit log that survives kill -9.
+
+Append bytes, get them back by index, never lose an acknowledged one. Embed a node with `DLedgerServer`, talk to a group
+with `connect` (asyncio) or `connect_blocking` (scripts). Names are imported when they are first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from dledger.version import VERSION as __version__
+
+if TYPE_CHECKING:
+    from dledger.client import BlockingLedgerClient, LedgerClient, connect, connect_blocking
+    from dledger.config import DLedgerConfig, Peer
+    from dledger.driver.roles import MemberRole, RoleChangeHandler
+    from dledger.driver.state_machine import StateMachine
+    from dledger.errors import ConfigError, DLedgerError, Outcome, ResponseCode
+    from dledger.raft.messages import EntryType, Role
+    from dledger.server import DLedgerServer
+    from dledger.types import AppendResult, BatchResult, Entry, IndexRun, NodeStatus, PeerStatus, ReadMode
+
+__all__ = [
+    "AppendResult",
+    "BatchResult",
+    "BlockingLedgerClient",
+    "ConfigError",
+    "DLedgerConfig",
+    "DLedgerError",
+    "DLedgerServer",
+    "Entry",
+    "EntryType",
+    "IndexRun",
+    "LedgerClient",
+    "MemberRole",
+    "NodeStatus",
+    "Outcome",
+    "Peer",
+    "PeerStatus",
+    "ReadMode",
+    "ResponseCode",
+    "Role",
+    "RoleChangeHandler",
+    "StateMachine",
+    "__version__",
+    "connect",
+    "connect_blocking",
+]
+
+_HOME = {
+    "dledger.client": ("BlockingLedgerClient", "LedgerClient", "connect", "connect_blocking"),
+    "dledger.config": ("DLedgerConfig", "Peer"),
+    "dledger.driver.roles": ("MemberRole", "RoleChangeHandler"),
+    "dledger.driver.state_machine": ("StateMachine",),
+    "dledger.errors": ("ConfigError", "DLedgerError", "Outcome", "ResponseCode"),
+    "dledger.raft.messages": ("EntryType", "Role"),
+    "dledger.server": ("DLedgerServer",),
+    "dledger.types": ("AppendResult", "BatchResult", "Entry", "IndexRun", "NodeStatus", "PeerStatus", "ReadMode"),
+}
+_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
+
+
+def __getattr__(name: str) -> object:
+    module = _MODULE_OF.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(module), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,112 @@
+"""Entry point: the lazy group of verbs, and how every ending becomes an exit code."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import Final
+
+import click
+
+from dledger.cli.exit_codes import ExitCode
+from dledger.errors import ConfigError, DLedgerError
+
+__all__ = ["COMMANDS", "cli", "main"]
+
+COMMANDS: Final[dict[str, tuple[str, str]]] = {
+    "start": ("dledger.cli.start:start", "Run one node until SIGTERM or Ctrl-C."),
+    "status": ("dledger.cli.status:status", "Show every node: role, term, log, lag. Dead ones too."),
+    "append": ("dledger.cli.append:append", "Append TEXT, or standard input line by line."),
+    "get": ("dledger.cli.read:get", "Print one entry."),
+    "tail": ("dledger.cli.read:tail", "Print entries in order; -f goes on with new ones."),
+    "transfer": ("dledger.cli.leadership:transfer", "Hand leadership to another node."),
+    "step-down": ("dledger.cli.leadership:step_down", "Make the leader give up leadership."),
+    "bench": ("dledger.cli.bench:bench", "Measure throughput and latency of appends."),
+    "config": ("dledger.cli.config_command:config", "Check, show, explain or make configuration files."),
+    "log": ("dledger.cli.log_command:log", "Verify or dump a data folder, offline."),
+    "sim": ("dledger.sim.command:sim", "Run seeded simulations of a whole group."),
+    "version": ("dledger.cli.version:version", "Print versions."),
+}
+"""Verb → (where it is, one line of help). The help stands here so that ``dledger --help`` imports none of them."""
+
+
+class _LazyGroup(click.Group):
+    """A group whose commands are imported when they are run."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module_name, _, attribute = COMMANDS[cmd_name][0].partition(":")
+        command = getattr(importlib.import_module(module_name), attribute)
+        return command if isinstance(command, click.Command) else None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Exit codes"):
+            formatter.write_dl([(str(int(code)), code.meaning) for code in ExitCode])
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+def cli() -> None:
+    """A Raft-replicated commit log that survives kill -9.
+
+    The nodes are named by --peers and --group, by DLEDGER_PEERS and DLEDGER_GROUP, or by -c FILE. Results go to
+    standard output, everything else to standard error.
+    """
+
+
+def _say(text: str) -> None:
+    click.echo(text, err=True)
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    """Run a command line; returns the exit code of every ending that has one."""
+    try:
+        result = cli.main(
+            args=None if arguments is None else list(arguments), prog_name="dledger", standalone_mode=False
+        )
+    except click.exceptions.NoArgsIsHelpError as error:
+        _say(error.format_message())
+        return ExitCode.USAGE
+    except click.UsageError as error:
+        error.show()
+        return ExitCode.USAGE
+    except click.ClickException as error:
+        error.show()
+        return ExitCode.FAILED
+    except (click.Abort, KeyboardInterrupt):
+        _say("interrupted")
+        return ExitCode.INTERRUPTED
+    except ConfigError as error:
+        for problem in error.problems:
+            _say(problem)
+        _say(f"{len(error.problems)} error{'s' if len(error.problems) > 1 else ''}")
+        return ExitCode.CONFIGURATION
+    except DLedgerError as error:
+        _say(f"dledger: {error.code.name}: {error}")
+        return ExitCode.FAILED
+    return result if isinstance(result, int) else ExitCode.DONE
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the ``dledger`` command and leave the process with its exit code."""
+    try:
+        code = _run(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader has had enough (``| head``). Nothing may be written at shutdown either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = ExitCode.FAILED
+    sys.exit(int(code))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""Options that several verbs share, and what they mean."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+import click
+
+from dledger.config import SETTINGS, format_peers
+from dledger.config.loader import load_values, sort_problems
+from dledger.config.setting import environment_name
+from dledger.errors import ConfigError
+
+__all__ = ["Target", "output_option", "parse_overrides", "resolve_target", "seconds", "target_options"]
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+_DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)\s*(|ms|s|m|min|h)", re.ASCII)
+_UNITS_S: Final = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+_PEERS_VARIABLES: Final = (environment_name("peers"), environment_name("dLegerPeers"))
+_GROUP_VARIABLES: Final = (environment_name("group"), environment_name("dLegerGroup"))
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The group of nodes that a command talks to; ``peers`` in any form that ``dledger.connect`` takes."""
+
+    peers: str
+    group: str
+
+
+def seconds(text: str) -> float:
+    """Read a duration as a click type: ``5``, ``0.5s``, ``200ms``, ``2min``. A plain number is seconds."""
+    match = _DURATION.fullmatch(text.strip())
+    if match is None:
+        raise click.BadParameter(f'"{text}" is not a duration; write 5s, 200ms or 2min')
+    return float(match[1]) * _UNITS_S[match[2]]
+
+
+def target_options(command: _F) -> _F:
+    """Add ``--peers``, ``--group`` and ``-c`` to a command that talks to nodes."""
+    for option in (
+        click.option("-c", "--config", "config_file", metavar="FILE", help="Take peers and group from a node's file."),
+        click.option("--group", metavar="NAME", help="The Raft group.  [env DLEDGER_GROUP; default: default]"),
+        click.option("--peers", metavar="PEERS", help="n0-host:port;n1-host:port;…  [env DLEDGER_PEERS]"),
+    ):
+        command = option(command)
+    return command
+
+
+def output_option(*choices: str, default: str = "table") -> Callable[[_F], _F]:
+    """Add ``-o`` with these formats."""
+    return click.option(
+        "-o", "--output", type=click.Choice(choices), default=default, show_default=True, help="Output format."
+    )
+
+
+def _from_environment(variables: Iterable[str]) -> str | None:
+    return next((os.environ[name].strip() for name in variables if os.environ.get(name, "").strip()), None)
+
+
+def resolve_target(peers: str | None, group: str | None, config_file: str | None) -> Target:
+    """Flag over environment over file.
+
+    Raises:
+        click.UsageError: no peers from anywhere.
+        ConfigError: the file is wrong.
+    """
+    peers = peers or _from_environment(_PEERS_VARIABLES)
+    group = group or _from_environment(_GROUP_VARIABLES)
+    if config_file is not None:
+        loaded = load_values(SETTINGS, config_file, {}, {}, required=lambda _: False)
+        if loaded.problems:
+            raise ConfigError(sort_problems(loaded.problems))
+        members = loaded.values.get("peers")
+        if peers is None and isinstance(members, tuple):
+            peers = format_peers(members)
+        group = group or str(loaded.values.get("group", "default"))
+    if not peers:
+        raise click.UsageError("name the nodes: --peers n0-host:port;n1-host:port, DLEDGER_PEERS, or -c FILE")
+    return Target(peers, group or "default")
+
+
+def parse_overrides(items: Iterable[str]) -> dict[str, str]:
+    """Split ``-D key=value`` items; the last of a key wins."""
+    out: dict[str, str] = {}
+    for item in items:
+        key, equals, value = item.partition("=")
+        if not equals or not key.strip():
+            raise click.UsageError(f'-D "{item}" is not KEY=VALUE')
+        out[key.strip()] = value.strip()
+    return out

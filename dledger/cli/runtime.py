@@ -1,0 +1,100 @@
+"""Running coroutines from the command line: the loop, the client, and what an error means for the exit code."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import click
+
+from dledger.cli.exit_codes import ExitCode
+from dledger.cli.options import Target
+from dledger.errors import (
+    ConfigError,
+    DLedgerError,
+    LeaderNotReadyError,
+    NotLeaderError,
+    QuorumTimeoutError,
+    TermChangedError,
+    UnavailableError,
+)
+
+if TYPE_CHECKING:
+    from dledger.client import LedgerClient
+
+__all__ = ["diagnose", "majority", "plain_words", "report", "run", "with_client"]
+
+_T = TypeVar("_T")
+
+_CONNECT_NOISE: Final = re.compile(
+    r"(?:\S+: )?(?:UNAVAILABLE: )?failed to connect to all addresses; last error: [A-Z_]+: \S+ "
+    r"Failed to connect to remote host: ([^;)]+)"
+)
+
+_PERHAPS_NO_QUORUM = (
+    UnavailableError,
+    QuorumTimeoutError,
+    LeaderNotReadyError,
+    NotLeaderError,
+    TermChangedError,
+    TimeoutError,
+)
+
+
+def run(main: Coroutine[Any, Any, _T]) -> _T:
+    """Run a coroutine to its end, on uvloop where that is installed."""
+    try:
+        from uvloop import new_event_loop
+    except ImportError:
+        return asyncio.run(main)
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        return runner.run(main)
+
+
+def majority(count: int) -> int:
+    """Return how many of ``count`` voters make a quorum."""
+    return count // 2 + 1
+
+
+def plain_words(text: str) -> str:
+    """Return a message with gRPC's account of a refused connection cut to what was the matter."""
+    return _CONNECT_NOISE.sub(lambda match: match[1].strip().lower(), text)
+
+
+def report(error: BaseException) -> None:
+    """Say on standard error what went wrong, with DLedger's name for it."""
+    if isinstance(error, DLedgerError):
+        click.echo(f"dledger: {error.code.name}: {plain_words(str(error))}", err=True)
+    else:
+        click.echo(f"dledger: {error or type(error).__name__}", err=True)
+
+
+async def diagnose(client: LedgerClient, error: BaseException) -> ExitCode:
+    """Tell why a call failed: nobody is there, there is no quorum, or something else."""
+    if not isinstance(error, _PERHAPS_NO_QUORUM):
+        return ExitCode.FAILED
+    nodes = await client.status()
+    up = [node for node in nodes if hasattr(node, "role")]
+    if not up:
+        return ExitCode.UNREACHABLE
+    if len(up) < majority(len(nodes)) or not any(node.role == "leader" for node in up):
+        return ExitCode.NO_QUORUM
+    return ExitCode.FAILED
+
+
+async def with_client(
+    target: Target, body: Callable[[LedgerClient], Awaitable[int]], *, timeout: float, session: bool = True
+) -> int:
+    """Open a client, run ``body`` with it, and turn a typed error into words and an exit code."""
+    from dledger.client import connect
+
+    async with connect(target.peers, group=target.group, timeout=timeout, session=session) as client:
+        try:
+            return await body(client)
+        except ConfigError:
+            raise
+        except (DLedgerError, TimeoutError) as error:
+            report(error)
+            return await diagnose(client, error)

@@ -1,0 +1,69 @@
+"""``dledger status``."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from dledger.cli.exit_codes import ExitCode
+from dledger.cli.group_view import GroupView
+from dledger.cli.options import output_option, resolve_target, seconds, target_options
+from dledger.cli.runtime import run, with_client
+from dledger.errors import DLedgerError
+
+if TYPE_CHECKING:
+    from dledger.client import LedgerClient
+
+__all__ = ["status"]
+
+_POLL_S: Final = 0.05
+
+
+@click.command()
+@target_options
+@output_option("table", "json")
+@click.option("--wait", type=seconds, metavar="TIME", help="Wait this long for a leader that has committed.")
+@click.option("--not", "other_than", metavar="NODE", help="With --wait: for another leader than this one.")
+def status(
+    peers: str | None,
+    group: str | None,
+    config_file: str | None,
+    output: str,
+    wait: float | None,
+    other_than: str | None,
+) -> int:
+    """Show every node: role, term, log and lag. A dead node stays in the table as DOWN.
+
+    Exit code 0: there is a leader and a majority is up; 3: no quorum; 5: nobody reachable.
+    """
+    target = resolve_target(peers, group, config_file)
+
+    async def body(client: LedgerClient) -> int:
+        if wait is not None:
+            await _wait_for_leader(client, wait, target.group, other_than)
+        view = GroupView(target.group, await client.status())
+        click.echo(json.dumps(view.as_json(), ensure_ascii=False) if output == "json" else view.as_table())
+        if view.exit_code is ExitCode.UNREACHABLE:
+            click.echo("dledger: nobody reachable", err=True)
+        elif view.exit_code is ExitCode.NO_QUORUM:
+            click.echo(f"dledger: no quorum: {view.quorum} nodes and a leader among them are needed", err=True)
+        return view.exit_code
+
+    return run(with_client(target, body, timeout=1.0, session=False))
+
+
+async def _wait_for_leader(client: LedgerClient, seconds_left: float, group: str, other_than: str | None) -> None:
+    """Return when a leader has committed in its own term (a linearizable read proves it) or the time is up."""
+    deadline = asyncio.get_running_loop().time() + seconds_left
+    while asyncio.get_running_loop().time() < deadline:
+        try:
+            await client.commit_index()
+        except DLedgerError:
+            pass
+        else:
+            if other_than is None or GroupView(group, await client.status()).leader_id not in {None, other_than}:
+                return
+        await asyncio.sleep(_POLL_S)

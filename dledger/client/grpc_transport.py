@@ -1,0 +1,355 @@
+"""`ClientTransport` on grpc.aio, and the calls of a client that the pipeline has no part in (reads, status, admin).
+
+Bytes and messages in and out; who is asked, and whether again, is decided by the callers. Answers are encoded and
+decoded here, so gRPC passes bytes through.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+import grpc
+from google.protobuf.message import DecodeError, Message
+from grpc import aio
+
+from dledger.client.transport import (
+    AppendAnswer,
+    AppendBatch,
+    Header,
+    Metadata,
+    ReadChunk,
+    SessionAnswer,
+    StreamHandler,
+    closed_error,
+)
+from dledger.errors import Outcome, UnavailableError
+from dledger.raft.messages import EntryType
+from dledger.rpc.options import NetworkOptions
+from dledger.types import Entry, IndexRun, NodeStatus, PeerStatus, ReadMode
+from dledger.v1 import admin_pb2, ledger_pb2
+
+__all__ = ["GrpcClientTransport", "ReadCall"]
+
+_LEDGER = "/dledger.v1.LedgerService/"
+_ADMIN = "/dledger.v1.AdminService/"
+
+CLIENT_NETWORK = NetworkOptions(keepalive_time_ms=10_000, keepalive_timeout_ms=5_000)
+"""Half-open connections are noticed within 15 s (a hung leader much earlier, by overdue answers)."""
+
+_MODES = {
+    ReadMode.LINEARIZABLE: ledger_pb2.READ_MODE_LINEARIZABLE,
+    ReadMode.LOCAL_COMMITTED: ledger_pb2.READ_MODE_LOCAL_COMMITTED,
+}
+
+_M = TypeVar("_M", bound=Message)
+_Call = Any  # a grpc.aio call of bytes; the stubs of grpc.aio cannot say so
+
+
+class GrpcClientTransport:
+    """Channels to the nodes of one group, made on first use. Belongs to the loop that runs at its construction."""
+
+    def __init__(self, group: str, network: NetworkOptions = CLIENT_NETWORK) -> None:
+        network.validate()
+        self._group = group
+        self._arguments = network.channel_arguments()
+        self._channels: dict[str, aio.Channel] = {}
+        self._streams: dict[_GrpcAppendStream, None] = {}
+        self._closed = False
+
+    async def close(self) -> None:
+        """End every stream and channel, and wait until their tasks are gone."""
+        self._closed = True
+        streams = list(self._streams)
+        for stream in streams:
+            stream.close()
+        await asyncio.gather(*(stream.wait_closed() for stream in streams))
+        channels, self._channels = list(self._channels.values()), {}
+        for channel in channels:
+            await channel.close()
+
+    def _channel(self, address: str) -> aio.Channel:
+        if self._closed:
+            raise closed_error()
+        channel = self._channels.get(address)
+        if channel is None:
+            channel = self._channels[address] = aio.insecure_channel(address, options=self._arguments)
+        return channel
+
+    async def _unary(self, address: str, method: str, request: Message, kind: type[_M], timeout: float) -> _M:
+        call: _Call = self._channel(address).unary_unary(method)
+        try:
+            data: bytes = await call(request.SerializeToString(), timeout=timeout)
+        except aio.AioRpcError as error:
+            raise _unavailable(address, error) from None
+        except aio.UsageError as error:
+            raise UnavailableError(f"{address}: {error}") from None
+        except asyncio.CancelledError:
+            if _own_cancellation():
+                raise
+            raise closed_error() from None
+        return _parse(address, kind, data)
+
+    # ---- what the pipeline needs
+
+    def open_stream(self, address: str, handler: StreamHandler) -> _GrpcAppendStream:
+        """See ``ClientTransport.open_stream``."""
+        call: _Call = self._channel(address).stream_stream(_LEDGER + "AppendStream")
+        stream = _GrpcAppendStream(self._group, address, call(), handler)
+        self._streams[stream] = None
+        stream.add_done_callback(self._forget)
+        return stream
+
+    def _forget(self, stream: _GrpcAppendStream) -> None:
+        self._streams.pop(stream, None)
+
+    async def open_session(self, address: str, client_id: bytes, timeout: float) -> SessionAnswer:
+        """See ``ClientTransport.open_session``."""
+        request = ledger_pb2.OpenSessionRequest(group=self._group, client_id=client_id)
+        answer = await self._unary(address, _LEDGER + "OpenSession", request, ledger_pb2.OpenSessionResponse, timeout)
+        return SessionAnswer(_header(answer.header), answer.session_id, answer.next_sequence)
+
+    async def metadata(self, address: str, timeout: float) -> Metadata:
+        """See ``ClientTransport.metadata``."""
+        request = ledger_pb2.MetadataRequest(group=self._group)
+        answer = await self._unary(address, _LEDGER + "Metadata", request, ledger_pb2.MetadataResponse, timeout)
+        return Metadata(
+            _header(answer.header),
+            answer.header.group,
+            {member.node_id: member.address for member in answer.members},
+            answer.max_entry_bytes,
+            answer.max_batch_bytes,
+            answer.max_batch_entries,
+        )
+
+    # ---- reads
+
+    async def get(self, address: str, index: int, mode: ReadMode, timeout: float) -> tuple[Header, Entry | None]:
+        """Return the answer's header and the entry at ``index`` (None unless the header is ok)."""
+        request = ledger_pb2.GetRequest(group=self._group, index=index, mode=_MODES[mode])
+        answer = await self._unary(address, _LEDGER + "Get", request, ledger_pb2.GetResponse, timeout)
+        return _header(answer.header), _entry(answer.entry) if answer.HasField("entry") else None
+
+    def read(self, address: str, first: int, last: int, *, follow: bool, mode: ReadMode) -> ReadCall:
+        """Begin to read ``first`` to ``last`` (-1: up to the commit index) as slices of the log."""
+        request = ledger_pb2.ReadRequest(
+            group=self._group, from_index=first, to_index=last, follow=follow, mode=_MODES[mode], raw=True
+        )
+        call: _Call = self._channel(address).unary_stream(_LEDGER + "Read")
+        return ReadCall(address, call(request.SerializeToString()))
+
+    # ---- operators
+
+    async def status(self, address: str, timeout: float) -> tuple[Header, NodeStatus]:
+        """Return the answer's header and what the node says of itself."""
+        request = admin_pb2.StatusRequest(group=self._group)
+        answer = await self._unary(address, _ADMIN + "Status", request, admin_pb2.StatusResponse, timeout)
+        return _header(answer.header), _status(answer, address)
+
+    async def transfer_leadership(self, address: str, target: str, timeout: float) -> tuple[Header, str]:
+        """Return the answer's header and the new leader's id. ``target`` empty: the best follower."""
+        request = admin_pb2.TransferLeadershipRequest(group=self._group, target=target)
+        answer = await self._unary(
+            address, _ADMIN + "TransferLeadership", request, admin_pb2.TransferLeadershipResponse, timeout
+        )
+        return _header(answer.header), answer.new_leader_id
+
+    async def step_down(self, address: str, timeout: float) -> Header:
+        """Return the answer's header."""
+        request = admin_pb2.StepDownRequest(group=self._group)
+        answer = await self._unary(address, _ADMIN + "StepDown", request, admin_pb2.StepDownResponse, timeout)
+        return _header(answer.header)
+
+
+class _GrpcAppendStream:
+    """One AppendStream call: a task that writes what `send` queued, a task that reads answers."""
+
+    def __init__(self, group: str, address: str, call: _Call, handler: StreamHandler) -> None:
+        self._group = group
+        self._address = address
+        self._call = call
+        self._handler: StreamHandler | None = handler
+        self._queue: deque[AppendBatch] = deque()
+        loop = asyncio.get_running_loop()
+        self._loop = loop
+        self._wake: asyncio.Future[None] | None = None
+        self._writer = loop.create_task(self._write_all(), name="dledger-client-write")
+        self._reader = loop.create_task(self._read_all(), name="dledger-client-read")
+
+    def add_done_callback(self, callback: Any) -> None:  # noqa: ANN401 - any callable of the stream
+        self._reader.add_done_callback(lambda _: callback(self))
+
+    def send(self, batch: AppendBatch) -> None:
+        """See ``AppendStream.send``."""
+        self._queue.append(batch)
+        if self._wake is not None and not self._wake.done():
+            self._wake.set_result(None)
+
+    def close(self) -> None:
+        """See ``AppendStream.close``."""
+        self._handler = None
+        self._queue.clear()
+        self._call.cancel()
+        self._writer.cancel()
+        self._reader.cancel()
+
+    async def wait_closed(self) -> None:
+        await asyncio.gather(self._writer, self._reader, return_exceptions=True)
+
+    async def _write_all(self) -> None:
+        queue, write = self._queue, self._call.write
+        try:
+            while True:
+                while queue:
+                    await write(self._encode(queue.popleft()))
+                self._wake = self._loop.create_future()
+                await self._wake
+        except (aio.AioRpcError, aio.UsageError, asyncio.InvalidStateError):
+            return  # the reader meets the same end and says why
+
+    def _encode(self, batch: AppendBatch) -> bytes:
+        return ledger_pb2.AppendBatchRequest(
+            group=self._group,
+            bodies=batch.bodies,
+            session_id=batch.session_id,
+            first_sequence=batch.first_sequence,
+            request_id=batch.request_id,
+        ).SerializeToString()
+
+    async def _read_all(self) -> None:
+        reason = "the node closed the stream"
+        try:
+            read = self._call.read
+            while True:
+                data: object = await read()
+                if not isinstance(data, bytes):  # grpc.aio.EOF
+                    break
+                answer = _parse(self._address, ledger_pb2.AppendBatchResponse, data)
+                if self._handler is not None:
+                    self._handler.on_answer(_append_answer(answer))
+        except aio.AioRpcError as error:
+            reason = f"{error.code().name}: {error.details()}"
+        except (aio.UsageError, UnavailableError) as error:
+            reason = str(error)
+        handler, self._handler = self._handler, None
+        self._call.cancel()
+        self._writer.cancel()
+        if handler is not None:
+            handler.on_broken(reason)
+
+
+class ReadCall:
+    """One Read call; `next_chunk` until it says ``end``, `close` in any case."""
+
+    def __init__(self, address: str, call: _Call) -> None:
+        self._address = address
+        self._call = call
+
+    async def next_chunk(self) -> ReadChunk:
+        """Return the next answer.
+
+        Raises:
+            UnavailableError: the stream broke, or ended before its range did.
+        """
+        try:
+            data: object = await self._call.read()
+        except aio.AioRpcError as error:
+            raise _unavailable(self._address, error) from None
+        except asyncio.CancelledError:
+            if _own_cancellation():
+                raise
+            raise closed_error() from None
+        if not isinstance(data, bytes):
+            raise UnavailableError(f"{self._address}: the node closed the stream")
+        answer = _parse(self._address, ledger_pb2.ReadResponse, data)
+        return ReadChunk(_header(answer.header), answer.data, answer.commit_index, answer.next_index, answer.end)
+
+    def close(self) -> None:
+        self._call.cancel()
+
+
+def _unavailable(address: str, error: aio.AioRpcError) -> UnavailableError:
+    """Return the typed error of a failed call. Unless the server is a foreign one, the request may have arrived."""
+    code = error.code()
+    outcome = Outcome.DEFINITE if code is grpc.StatusCode.UNIMPLEMENTED else Outcome.UNKNOWN
+    return UnavailableError(f"{address}: {code.name}: {error.details() or 'no details'}", outcome=outcome)
+
+
+def _own_cancellation() -> bool:
+    """Whether a ``CancelledError`` is meant for this task, and not the end of a call whose channel was closed."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def _parse(address: str, kind: type[_M], data: bytes) -> _M:
+    try:
+        return kind.FromString(data)
+    except DecodeError as error:
+        raise UnavailableError(f"{address}: malformed {kind.__name__}: {error}") from error
+
+
+def _header(header: ledger_pb2.ResponseHeader) -> Header:
+    return Header(header.code, header.message, header.node_id, header.term, header.leader_id, header.leader_address)
+
+
+def _append_answer(answer: ledger_pb2.AppendBatchResponse) -> AppendAnswer:
+    runs: Iterable[ledger_pb2.IndexRun] = answer.runs
+    return AppendAnswer(
+        answer.request_id,
+        _header(answer.header),
+        tuple([IndexRun(run.first_index, run.count, run.term) for run in runs]),
+    )
+
+
+def _entry(entry: ledger_pb2.Entry) -> Entry:
+    return Entry(entry.index, entry.term, entry.pos, EntryType(entry.type), entry.session_id, entry.body)
+
+
+def _status(answer: admin_pb2.StatusResponse, address: str) -> NodeStatus:
+    peers = tuple(
+        PeerStatus(
+            peer.node_id,
+            peer.address,
+            peer.connected,
+            peer.match_index,
+            peer.next_index,
+            peer.lag_entries,
+            peer.inflight_count,
+            peer.state,
+            peer.last_contact_ms,
+        )
+        for peer in answer.peers
+    )
+    return NodeStatus(
+        group=answer.group,
+        node_id=answer.node_id,
+        address=answer.address or address,
+        role=answer.role,
+        term=answer.term,
+        vote=answer.vote,
+        leader_id=answer.header.leader_id,
+        leader_address=answer.header.leader_address,
+        first_index=answer.first_index,
+        last_index=answer.last_index,
+        stable_index=answer.stable_index,
+        commit_index=answer.commit_index,
+        applied_index=answer.applied_index,
+        peers=peers,
+        store_path=answer.store_path,
+        store_type=answer.store_type,
+        flush_disk_type=answer.flush_disk_type,
+        store_bytes=answer.store_bytes,
+        disk_free_bytes=answer.disk_free_bytes,
+        disk_total_bytes=answer.disk_total_bytes,
+        uptime_ms=answer.uptime_ms,
+        version=answer.version,
+        pid=answer.pid,
+        pending_count=answer.pending_count,
+        pending_bytes=answer.pending_bytes,
+        session_count=answer.session_count,
+        role_since_ms=answer.role_since_ms,
+        fsync_p99_us=answer.fsync_p99_us,
+        note=answer.note,
+    )

@@ -1,0 +1,157 @@
+"""The disk loop: group commit, preparation in idle time, background flush, and what happens when the disk fails."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import Protocol
+
+import structlog
+
+from dledger.driver.executor import DiskExecutor
+from dledger.errors import DiskFullError, StorageError
+from dledger.storage.log_store import LogStore, WriteBatch
+
+__all__ = ["DiskLoop", "DiskOwner"]
+
+_DISK_FULL_RETRY_S = 0.2
+_TIMINGS_KEPT = 1000
+
+
+class DiskOwner(Protocol):
+    """What the disk loop tells the driver."""
+
+    def persisted(self, batch: WriteBatch, covered: int) -> None:
+        """``batch`` is durable, and with it everything staged up to number ``covered``."""
+
+    def disk_full(self, full: bool) -> None: ...
+
+    def disk_failed(self, error: BaseException) -> None:
+        """Final: nothing may be trusted to this disk any more."""
+
+
+class DiskLoop:
+    """Writes what was staged, all of it in one group, one group at a time."""
+
+    def __init__(
+        self,
+        store: LogStore,
+        executor: DiskExecutor,
+        owner: DiskOwner,
+        logger: structlog.typing.FilteringBoundLogger,
+    ) -> None:
+        self._store = store
+        self._executor = executor
+        self._owner = owner
+        self._log = logger
+        self._wanted = asyncio.Event()
+        self._stopping = False
+        self.staged = 0
+        """Numbers what was staged; messages that rest on it wait for their number to be covered."""
+        self.full = False
+        self.error: BaseException | None = None
+        self._timings_us: deque[int] = deque(maxlen=_TIMINGS_KEPT)
+
+    def wake(self) -> None:
+        """Something was staged to the store."""
+        self.staged += 1
+        self._wanted.set()
+
+    def stop(self) -> None:
+        """Write what is staged, then end."""
+        self._stopping = True
+        self._wanted.set()
+
+    async def run(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            batch = self._store.take_batch()
+            if batch is not None:
+                covered = self.staged
+                started = loop.time()
+                if not await self._write(batch):
+                    return
+                self._timings_us.append(int((loop.time() - started) * 1e6))
+                self._store.complete(batch)
+                self._owner.persisted(batch, covered)
+                continue
+            self._wanted.clear()
+            if self._stopping:
+                return
+            if self._store.wants_preparation:
+                await self._prepare()
+            else:
+                await self._wanted.wait()
+
+    async def _write(self, batch: WriteBatch) -> bool:
+        """Write one group. A full disk is waited out (nothing lost, nothing acknowledged); any other error is final."""
+        while True:
+            try:
+                await self._executor.run(self._store.write, batch)
+            except DiskFullError as error:
+                if self._stopping:
+                    return False
+                if not self.full:
+                    self._log.error("disk_full", error=error.message)
+                    self.full = True
+                    self._owner.disk_full(True)
+                await asyncio.sleep(_DISK_FULL_RETRY_S)
+                continue
+            except Exception as error:  # fail closed, whatever it is
+                self._fail(error)
+                return False
+            if self.full:
+                self._log.info("disk_has_room_again")
+                self.full = False
+                self._owner.disk_full(False)
+            return True
+
+    async def _prepare(self) -> None:
+        try:
+            await self._executor.run(self._store.prepare)
+        except DiskFullError:
+            self._log.warning("no_space_to_prepare_ahead")
+            try:
+                async with asyncio.timeout(_DISK_FULL_RETRY_S):
+                    await self._wanted.wait()
+            except TimeoutError:
+                pass
+        except Exception as error:
+            self._fail(error)
+
+    async def flush_every(self, interval_s: float) -> None:
+        """ASYNC_FLUSH: flush the page cache in the background (DLedger's flushFileInterval)."""
+        while not self._stopping:
+            await asyncio.sleep(interval_s)
+            if self._store.wants_flush:
+                try:
+                    await self._executor.run(self._store.flush)
+                except Exception as error:
+                    self._fail(error)
+                    return
+
+    async def close(self) -> None:
+        """Close the store after `run` has ended; after a failure it is left as it is."""
+        if self.error is None:
+            try:
+                await self._executor.run(self._store.close)
+            except StorageError as error:
+                self._log.error("store_close_failed", error=error.message)
+        self._executor.shutdown()
+
+    def _fail(self, error: BaseException) -> None:
+        self.error = error
+        self._stopping = True
+        self._owner.disk_failed(error)
+
+    def write_p99_us(self) -> int:
+        """99th percentile of the last thousand group commits in microseconds; -1: none yet."""
+        if not self._timings_us:
+            return -1
+        ordered = sorted(self._timings_us)
+        return ordered[min(len(ordered) - 1, len(ordered) * 99 // 100)]
+
+    @property
+    def write_count(self) -> int:
+        """Group commits timed so far, at most a thousand."""
+        return len(self._timings_us)

@@ -1,0 +1,411 @@
+"""Raft messages ↔ protobuf bytes, and the fence that every byte from outside passes.
+
+Whatever arrives is hostile until it has passed here: a message of another group, from a node that is not a member, for
+another node, with numbers that no core would send, or with entries that do not verify, raises a typed error and has no
+effect. The core and the driver behind this module see well-formed values only.
+
+The entries of an ``AppendEntries`` cross as the bytes that stand in the data files; they are verified once (CRC, chain,
+places, terms) and go to the store as they came.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container
+from typing import Any, Final
+
+from google.protobuf.message import DecodeError
+
+from dledger.errors import (
+    DLedgerError,
+    ResponseCode,
+    UnexpectedArgumentError,
+    UnknownGroupError,
+    UnknownMemberError,
+    error_for_code,
+)
+from dledger.raft.messages import (
+    NO_INDEX,
+    NO_TERM,
+    AppendEntries,
+    AppendEntriesResponse,
+    Heartbeat,
+    HeartbeatResponse,
+    Message,
+    NodeId,
+    ReadIndexRequest,
+    ReadIndexResponse,
+    RequestVote,
+    RequestVoteResponse,
+    TermRun,
+    TimeoutNow,
+    VoteResult,
+)
+from dledger.storage.entry import CorruptSliceError, RawSlice, Slice, parse_slice
+from dledger.v1 import raft_pb2 as pb
+
+__all__ = [
+    "STREAM_REQUESTS",
+    "STREAM_RESPONSES",
+    "decode_stream",
+    "decode_vote_request",
+    "decode_vote_response",
+    "encode_stream",
+    "encode_vote_refusal",
+    "encode_vote_request",
+    "encode_vote_response",
+    "payload_data",
+]
+
+STREAM_REQUESTS: Final[tuple[type[Message], ...]] = (AppendEntries, Heartbeat, ReadIndexRequest, TimeoutNow)
+"""What a node sends on the stream that it opened."""
+
+STREAM_RESPONSES: Final[tuple[type[Message], ...]] = (AppendEntriesResponse, HeartbeatResponse, ReadIndexResponse)
+"""What goes back on the stream that the peer opened."""
+
+_MAX_NUMBER: Final = 2**62
+"""No term and no index comes near; leaves room for arithmetic in 64 bits."""
+
+_REFUSED_READ: Final = NO_INDEX - 1
+
+
+# -- what is said of every message ------------------------------------------------------------------------------------
+
+
+def _check(value: int, low: int, name: str) -> int:
+    """Return ``value`` if it lies in [low, 2^62].
+
+    Raises:
+        UnexpectedArgumentError: it does not; no core sends such a number.
+    """
+    if not low <= value <= _MAX_NUMBER:
+        raise UnexpectedArgumentError(f"malformed message: {name} is {value}")
+    return value
+
+
+def _fence(
+    group: str, sender: str, target: str, *, own_group: str, node_id: NodeId, members: Container[NodeId]
+) -> None:
+    """Raise unless the message is of this group, from another member, and for this node (an empty target is for all).
+
+    Raises:
+        UnknownGroupError, UnknownMemberError: naming what came and what was expected.
+    """
+    if group != own_group:
+        raise UnknownGroupError(f"message of group {group!r}; this node serves {own_group!r}")
+    if sender == node_id or sender not in members:
+        raise UnknownMemberError(f"message from {sender!r}, which is no other member of group {own_group!r}")
+    if target and target != node_id:
+        raise UnknownMemberError(f"message for {target!r}; this node is {node_id!r} (check the peers' addresses)")
+
+
+# -- the stream, outwards ---------------------------------------------------------------------------------------------
+
+
+def payload_data(message: AppendEntries) -> bytes:
+    """Return the entries' bytes of an append, empty for a probe.
+
+    Raises:
+        UnexpectedArgumentError: the payload is neither a slice nor None (the caller's mistake).
+    """
+    payload = message.payload
+    if payload is None:
+        return b""
+    if isinstance(payload, RawSlice | Slice):
+        return payload.data
+    raise UnexpectedArgumentError(f"payload of an append is a {type(payload).__name__}, not a slice")
+
+
+def _put_append(m: AppendEntries) -> dict[str, Any]:
+    body = pb.AppendEntries(
+        prev_log_index=m.prev_log_index,
+        prev_log_term=m.prev_log_term,
+        prev_chain_crc=m.prev_chain_crc,
+        last_index=m.last_index,
+        commit_index=m.commit_index,
+        terms=[pb.TermRun(first_index=run.first_index, term=run.term) for run in m.terms],
+        data=payload_data(m),
+    )
+    return {"append_entries": body}
+
+
+def _put_append_response(m: AppendEntriesResponse) -> dict[str, Any]:
+    body = pb.AppendEntriesResponse(
+        success=m.success,
+        match_index=m.match_index,
+        last_index=m.last_index,
+        conflict_term=m.conflict_term,
+        conflict_index=m.conflict_index,
+        rejected_index=m.rejected_index,
+    )
+    return {"append_entries_response": body}
+
+
+def _put_heartbeat(m: Heartbeat) -> dict[str, Any]:
+    return {"heartbeat": pb.Heartbeat(commit_index=m.commit_index, round=m.round, sent_index=m.sent_index)}
+
+
+def _put_heartbeat_response(m: HeartbeatResponse) -> dict[str, Any]:
+    body = pb.HeartbeatResponse(
+        round=m.round, sent_index=m.sent_index, match_index=m.match_index, last_index=m.last_index
+    )
+    return {"heartbeat_response": body}
+
+
+def _put_read_index_request(m: ReadIndexRequest) -> dict[str, Any]:
+    return {"read_index_request": pb.ReadIndexRequest(request_id=m.request_id)}
+
+
+def _put_read_index_response(m: ReadIndexResponse) -> dict[str, Any]:
+    return {"read_index_response": pb.ReadIndexResponse(request_id=m.request_id, read_index=m.read_index)}
+
+
+def _put_timeout_now(m: TimeoutNow) -> dict[str, Any]:
+    return {"timeout_now": pb.TimeoutNow()}
+
+
+_PUT: Final[dict[type[Message], Callable[[Any], dict[str, Any]]]] = {
+    AppendEntries: _put_append,
+    AppendEntriesResponse: _put_append_response,
+    Heartbeat: _put_heartbeat,
+    HeartbeatResponse: _put_heartbeat_response,
+    ReadIndexRequest: _put_read_index_request,
+    ReadIndexResponse: _put_read_index_response,
+    TimeoutNow: _put_timeout_now,
+}
+
+
+def encode_stream(message: Message, *, group: str, target: NodeId) -> bytes:
+    """Return the bytes of a message for the replication stream.
+
+    ``target`` may be empty where the same bytes go to several peers (appends): the stream itself names its two ends.
+
+    Raises:
+        UnexpectedArgumentError: a message that does not travel on a stream (votes), or an append without a slice.
+    """
+    put = _PUT.get(type(message))
+    if put is None:
+        raise UnexpectedArgumentError(f"{type(message).__name__} does not travel on a stream")
+    whole = pb.RaftMessage(group=group, sender=message.sender, target=target, term=message.term, **put(message))
+    return whole.SerializeToString()
+
+
+# -- the stream, inwards ----------------------------------------------------------------------------------------------
+
+
+def _parse_entries(sender: NodeId, term: int, body: pb.AppendEntries) -> Slice | None:
+    """Verify the entries of an append against what the message says of them; None where it carries none.
+
+    Raises:
+        CorruptSliceError: bytes and claims differ, or the bytes themselves do not verify.
+    """
+    data = body.data
+    prev_log_index = body.prev_log_index
+    runs = [(run.first_index, run.term) for run in body.terms]
+    if not data:
+        if body.last_index != prev_log_index or runs:
+            raise CorruptSliceError(
+                f"append from {sender}: no entries, yet last_index {body.last_index} after {prev_log_index}"
+            )
+        return None
+    parsed = parse_slice(data, prev_log_index + 1, body.prev_chain_crc)
+    if parsed.last_index != body.last_index or list(parsed.terms) != runs:
+        raise CorruptSliceError(
+            f"append from {sender}: entries up to {parsed.last_index} in terms {list(parsed.terms)},"
+            f" announced up to {body.last_index} in {runs}"
+        )
+    if parsed.terms[0].term < body.prev_log_term or parsed.terms[-1].term > term:
+        raise CorruptSliceError(
+            f"append from {sender} in term {term} after term {body.prev_log_term}: entries of terms"
+            f" {parsed.terms[0].term} to {parsed.terms[-1].term}"
+        )
+    return parsed
+
+
+def _get_append(sender: NodeId, term: int, body: pb.AppendEntries) -> AppendEntries:
+    _check(body.prev_log_index, NO_INDEX, "prev_log_index")
+    _check(body.prev_log_term, NO_TERM, "prev_log_term")
+    _check(body.last_index, NO_INDEX, "last_index")
+    _check(body.commit_index, NO_INDEX, "commit_index")
+    parsed = _parse_entries(sender, term, body)
+    terms: tuple[TermRun, ...] = () if parsed is None else parsed.terms
+    return AppendEntries(
+        sender,
+        term,
+        body.prev_log_index,
+        body.prev_log_term,
+        body.last_index,
+        terms,
+        body.commit_index,
+        body.prev_chain_crc,
+        parsed,
+    )
+
+
+def _get_append_response(sender: NodeId, term: int, body: pb.AppendEntriesResponse) -> AppendEntriesResponse:
+    return AppendEntriesResponse(
+        sender,
+        term,
+        body.success,
+        _check(body.match_index, NO_INDEX, "match_index"),
+        _check(body.last_index, NO_INDEX, "last_index"),
+        _check(body.rejected_index, NO_INDEX, "rejected_index"),
+        _check(body.conflict_term, NO_TERM, "conflict_term"),
+        _check(body.conflict_index, NO_INDEX, "conflict_index"),
+    )
+
+
+def _get_heartbeat(sender: NodeId, term: int, body: pb.Heartbeat) -> Heartbeat:
+    return Heartbeat(
+        sender,
+        term,
+        _check(body.commit_index, NO_INDEX, "commit_index"),
+        body.round,
+        _check(body.sent_index, NO_INDEX, "sent_index"),
+    )
+
+
+def _get_heartbeat_response(sender: NodeId, term: int, body: pb.HeartbeatResponse) -> HeartbeatResponse:
+    return HeartbeatResponse(
+        sender,
+        term,
+        body.round,
+        _check(body.sent_index, NO_INDEX, "sent_index"),
+        _check(body.match_index, NO_INDEX, "match_index"),
+        _check(body.last_index, NO_INDEX, "last_index"),
+    )
+
+
+def _get_read_index_request(sender: NodeId, term: int, body: pb.ReadIndexRequest) -> ReadIndexRequest:
+    return ReadIndexRequest(sender, term, body.request_id)
+
+
+def _get_read_index_response(sender: NodeId, term: int, body: pb.ReadIndexResponse) -> ReadIndexResponse:
+    return ReadIndexResponse(sender, term, body.request_id, _check(body.read_index, _REFUSED_READ, "read_index"))
+
+
+def _get_timeout_now(sender: NodeId, term: int, body: pb.TimeoutNow) -> TimeoutNow:
+    return TimeoutNow(sender, term)
+
+
+_GET: Final[dict[str, Callable[[NodeId, int, Any], Message]]] = {
+    "append_entries": _get_append,
+    "append_entries_response": _get_append_response,
+    "heartbeat": _get_heartbeat,
+    "heartbeat_response": _get_heartbeat_response,
+    "read_index_request": _get_read_index_request,
+    "read_index_response": _get_read_index_response,
+    "timeout_now": _get_timeout_now,
+}
+
+
+def decode_stream(data: bytes, *, group: str, node_id: NodeId, members: Container[NodeId]) -> Message:
+    """Return the message in ``data``; an append comes with its entries parsed (a ``Slice``), or None for a probe.
+
+    Raises:
+        UnknownGroupError: another group's message.
+        UnknownMemberError: from no other member, or meant for another node.
+        CorruptSliceError: the entries do not verify, or are not those announced.
+        UnexpectedArgumentError: anything else that is not a message.
+    """
+    try:
+        whole = pb.RaftMessage.FromString(data)
+    except DecodeError as error:
+        raise UnexpectedArgumentError(f"malformed message: {error}") from error
+    sender = whole.sender
+    _fence(whole.group, sender, whole.target, own_group=group, node_id=node_id, members=members)
+    kind = whole.WhichOneof("body")
+    if kind is None:
+        raise UnexpectedArgumentError("malformed message: no body")
+    return _GET[kind](sender, _check(whole.term, 0, "term"), getattr(whole, kind))
+
+
+# -- votes ------------------------------------------------------------------------------------------------------------
+
+
+def encode_vote_request(message: RequestVote, *, group: str, target: NodeId) -> bytes:
+    """Return the bytes of the unary RequestVote request (Raft §5.2; a poll before it: thesis §9.6)."""
+    return pb.RequestVoteRequest(
+        group=group,
+        sender=message.sender,
+        target=target,
+        term=message.term,
+        last_log_index=message.last_log_index,
+        last_log_term=message.last_log_term,
+        pre_vote=message.pre_vote,
+        leadership_transfer=message.leadership_transfer,
+    ).SerializeToString()
+
+
+def decode_vote_request(data: bytes, *, group: str, node_id: NodeId, members: Container[NodeId]) -> RequestVote:
+    """Return the vote request in ``data``.
+
+    Raises:
+        UnknownGroupError, UnknownMemberError, UnexpectedArgumentError: as `decode_stream`.
+    """
+    try:
+        request = pb.RequestVoteRequest.FromString(data)
+    except DecodeError as error:
+        raise UnexpectedArgumentError(f"malformed vote request: {error}") from error
+    _fence(request.group, request.sender, request.target, own_group=group, node_id=node_id, members=members)
+    return RequestVote(
+        request.sender,
+        _check(request.term, 0, "term"),
+        _check(request.last_log_index, NO_INDEX, "last_log_index"),
+        _check(request.last_log_term, NO_TERM, "last_log_term"),
+        request.pre_vote,
+        request.leadership_transfer,
+    )
+
+
+def encode_vote_response(message: RequestVoteResponse, *, group: str) -> bytes:
+    """Return the bytes of the answer to a vote request; the reason travels by DLedger's name for it."""
+    return pb.RequestVoteResponse(
+        code=ResponseCode.SUCCESS,
+        group=group,
+        sender=message.sender,
+        term=message.term,
+        granted=message.granted,
+        pre_vote=message.pre_vote,
+        provisional=message.provisional,
+        reason=message.result.name,
+        request_term=message.request_term,
+    ).SerializeToString()
+
+
+def encode_vote_refusal(error: DLedgerError, *, group: str, node_id: NodeId) -> bytes:
+    """Return the answer to a vote request that was refused as a whole, before the core saw it."""
+    return pb.RequestVoteResponse(
+        code=error.code, group=group, sender=node_id, reason=error.message
+    ).SerializeToString()
+
+
+def decode_vote_response(data: bytes, *, group: str, peer: NodeId) -> RequestVoteResponse:
+    """Return the answer that ``peer`` gave to a vote request.
+
+    Raises:
+        DLedgerError: the peer refused the request as a whole; the error has the peer's code and words.
+        UnknownGroupError, UnknownMemberError, UnexpectedArgumentError: the answer is not ``peer``'s, or no answer.
+    """
+    try:
+        response = pb.RequestVoteResponse.FromString(data)
+    except DecodeError as error:
+        raise UnexpectedArgumentError(f"malformed vote response: {error}") from error
+    if response.code != ResponseCode.SUCCESS:
+        raise error_for_code(response.code, f"{peer} refused the vote request: {response.reason}")
+    if response.group != group:
+        raise UnknownGroupError(f"vote of group {response.group!r}; this node serves {group!r}")
+    if response.sender != peer:
+        raise UnknownMemberError(f"vote of {response.sender!r} at the address of {peer!r}")
+    try:
+        result = VoteResult[response.reason]
+    except KeyError:
+        raise UnexpectedArgumentError(f"malformed vote response: reason {response.reason!r}") from None
+    return RequestVoteResponse(
+        response.sender,
+        _check(response.term, 0, "term"),
+        _check(response.request_term, 0, "request_term"),
+        response.granted,
+        response.pre_vote,
+        response.provisional,
+        result,
+    )

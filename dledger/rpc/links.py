@@ -1,0 +1,278 @@
+"""One peer's end of the network: a bounded queue, and the stream that this node keeps open to that peer.
+
+A link is lossy by contract. Whatever waits when a stream breaks is gone (a stale message after a reconnect helps
+nobody), and so is whatever does not fit the queue; the core notices and sends again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+import grpc
+import structlog
+from grpc import aio
+
+from dledger.raft.messages import NodeId
+from dledger.rpc.options import NetworkOptions
+
+__all__ = [
+    "GROUP_KEY",
+    "NODE_KEY",
+    "RAFT_SERVICE",
+    "TARGET_KEY",
+    "LinkEvents",
+    "Outbox",
+    "OutgoingLink",
+]
+
+RAFT_SERVICE = "dledger.v1.RaftService"
+
+GROUP_KEY = "dledger-group"
+NODE_KEY = "dledger-node"
+TARGET_KEY = "dledger-target"
+"""Call metadata that names the two ends of a stream when it is opened; the accepting end answers with its node key."""
+
+_MAX_VOTES_IN_FLIGHT = 8
+"""Vote calls to one peer at a time. Older ones give way: their terms are over."""
+
+
+class Outbox:
+    """Messages waiting for one stream, bounded in number and bytes; one writer takes them out in order."""
+
+    __slots__ = ("_bytes", "_closed", "_max_bytes", "_max_count", "_queue", "_waiter", "dropped_count")
+
+    def __init__(self, max_count: int, max_bytes: int) -> None:
+        self._queue: deque[bytes] = deque()
+        self._bytes = 0  # Invariant: the sum of the lengths in _queue.
+        self._max_count = max_count
+        self._max_bytes = max_bytes
+        self._closed = False
+        self._waiter: asyncio.Future[None] | None = None
+        self.dropped_count = 0
+
+    def __len__(self) -> int:
+        return len(self._queue)
+
+    @property
+    def queued_bytes(self) -> int:
+        return self._bytes
+
+    def put(self, data: bytes) -> bool:
+        """Queue ``data``; False (and it is dropped) where the queue is full or closed."""
+        if self._closed or len(self._queue) >= self._max_count or self._bytes + len(data) > self._max_bytes:
+            self.dropped_count += 1
+            return False
+        self._queue.append(data)
+        self._bytes += len(data)
+        self._wake()
+        return True
+
+    def close(self) -> None:
+        """Drop what waits and let `drain_to` return. Repeating it does nothing."""
+        self._closed = True
+        self._queue.clear()
+        self._bytes = 0
+        self._wake()
+
+    async def drain_to(self, write: Callable[[bytes], Awaitable[None]]) -> None:
+        """Write messages one after another as they come; return once closed, raise what ``write`` raises."""
+        queue = self._queue
+        while not self._closed:
+            while queue:
+                data = queue.popleft()
+                self._bytes -= len(data)
+                await write(data)
+            if not self._closed:
+                self._waiter = asyncio.get_running_loop().create_future()
+                await self._waiter
+
+    def _wake(self) -> None:
+        waiter = self._waiter
+        if waiter is not None:
+            self._waiter = None
+            if not waiter.done():
+                waiter.set_result(None)
+
+
+class _NotThePeerError(Exception):
+    """A stream was accepted by somebody who did not sign with the peer's name."""
+
+
+class LinkEvents(Protocol):
+    """What a link tells its transport. All calls come on the event loop."""
+
+    def link_up(self, peer: NodeId) -> None:
+        """The peer accepted the stream."""
+
+    def link_down(self, peer: NodeId, reason: str) -> None:
+        """The accepted stream broke."""
+
+    def link_refused(self, peer: NodeId, reason: str) -> None:
+        """The peer was reached and did not accept the stream."""
+
+    def link_received(self, peer: NodeId, data: bytes) -> bool:
+        """Bytes came back on the stream; False if they are not what a peer may send: the stream is to be reset."""
+
+    def vote_received(self, peer: NodeId, data: bytes) -> None:
+        """Bytes of an answer to a vote request."""
+
+
+class OutgoingLink:
+    """The stream that this node keeps open to ``peer``, and the vote calls beside it.
+
+    The stream waits for the channel to connect, which gRPC tries every ``reconnect_max_ms`` at least; a stream that
+    ended or was refused is opened anew after a short jittered pause.
+    """
+
+    def __init__(
+        self,
+        peer: NodeId,
+        address: str,
+        *,
+        group: str,
+        node_id: NodeId,
+        options: NetworkOptions,
+        events: LinkEvents,
+    ) -> None:
+        self.peer = peer
+        self.address = address
+        self.outbox: Outbox | None = None  # Invariant: not None exactly while the stream is accepted.
+        self._options = options
+        self._events = events
+        self._metadata = ((GROUP_KEY, group), (NODE_KEY, node_id), (TARGET_KEY, peer))
+        self._votes: deque[asyncio.Task[None]] = deque()
+        self._stopping = False
+        self._log = structlog.get_logger().bind(group_id=group, node_id=node_id, peer=peer)
+        self._channel = aio.insecure_channel(address, options=options.channel_arguments())
+        self._replicate: aio.StreamStreamMultiCallable[bytes, bytes] = self._channel.stream_stream(
+            f"/{RAFT_SERVICE}/Replicate"
+        )
+        self._request_vote: aio.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(
+            f"/{RAFT_SERVICE}/RequestVote"
+        )
+        self._task = asyncio.get_running_loop().create_task(self._run(), name=f"link to {peer}")
+
+    async def stop(self) -> None:
+        """Close the stream, the vote calls and the channel. No event comes after it."""
+        self._stopping = True
+        tasks = [self._task, *self._votes]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._channel.close()
+
+    # -- the stream ---------------------------------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        failures = 0
+        while True:
+            opened_at = loop.time()
+            await self._stream_once()
+            pause_ms = self._options.reconnect_max_ms
+            if (loop.time() - opened_at) * 1000 > pause_ms:
+                failures = 0  # It held for a while: what broke it is new, and worth an attempt at once.
+            pause_ms = min(pause_ms, self._options.reconnect_min_ms << min(failures, 8))
+            failures += 1
+            await asyncio.sleep(pause_ms * random.uniform(0.5, 1.0) / 1000)
+
+    async def _stream_once(self) -> None:
+        """Open the stream, and return when it is over, for whatever reason."""
+        call = self._replicate(metadata=self._metadata, wait_for_ready=True)
+        reason = "closed by the peer"
+        try:
+            # A refused call has initial metadata too, so the peer that accepts signs with its name.
+            accepted = dict(await call.initial_metadata()).get(NODE_KEY) == self.peer
+            if not accepted:
+                await call.read()  # Raises the status that the call was refused with.
+                raise _NotThePeerError
+            self._open()
+            writer = asyncio.get_running_loop().create_task(self._write_all(call), name=f"writer to {self.peer}")
+            try:
+                reason = await self._read_all(call) or reason
+            finally:
+                writer.cancel()
+        except aio.AioRpcError as error:
+            reason = f"{error.code().name}: {error.details()}"
+        except _NotThePeerError:
+            reason = f"whoever listens at {self.address} is not {self.peer}"
+        except asyncio.CancelledError:
+            # A call that was cancelled under us looks like a cancelled task; only the latter ends the link.
+            task = asyncio.current_task()
+            if self._stopping or (task is not None and task.cancelling()):
+                raise
+            reason = "the call was cancelled"
+        except Exception as error:
+            # The driver's handler does not raise. If it does, the link goes on with a new stream.
+            self._log.exception("link_failed")
+            reason = f"internal error: {error!r}"
+        finally:
+            call.cancel()
+            self._close(reason)
+
+    async def _read_all(self, call: aio.StreamStreamCall[bytes, bytes]) -> str | None:
+        """Hand over what comes; return why the stream is to be reset, or None when the peer closed it."""
+        received = self._events.link_received
+        peer = self.peer
+        while True:
+            data = await call.read()
+            if not isinstance(data, bytes):  # grpc.aio.EOF
+                return None
+            if not received(peer, data):
+                return "reset: the peer sent something else than a response"
+
+    async def _write_all(self, call: aio.StreamStreamCall[bytes, bytes]) -> None:
+        outbox = self.outbox
+        if outbox is None:
+            return
+        try:
+            await outbox.drain_to(call.write)
+        except (aio.AioRpcError, asyncio.InvalidStateError):
+            outbox.close()  # The reader sees the same end, with its reason.
+
+    def _open(self) -> None:
+        self.outbox = Outbox(self._options.max_queue_count, self._options.max_queue_bytes)
+        self._events.link_up(self.peer)
+
+    def _close(self, reason: str) -> None:
+        outbox, self.outbox = self.outbox, None
+        if outbox is not None:
+            outbox.close()
+        if self._stopping:
+            return
+        if outbox is not None:
+            self._events.link_down(self.peer, reason)
+        else:
+            self._events.link_refused(self.peer, reason)
+
+    # -- votes --------------------------------------------------------------------------------------------------------
+
+    def request_vote(self, data: bytes, failed: Callable[[NodeId, str], None]) -> None:
+        """Ask for a vote with a deadline; the answer comes as `LinkEvents.vote_received`, no answer to ``failed``."""
+        if self._stopping:
+            return
+        while len(self._votes) >= _MAX_VOTES_IN_FLIGHT:
+            self._votes.popleft().cancel()
+        task = asyncio.get_running_loop().create_task(self._vote(data, failed), name=f"vote of {self.peer}")
+        self._votes.append(task)
+        task.add_done_callback(self._forget_vote)
+
+    async def _vote(self, data: bytes, failed: Callable[[NodeId, str], None]) -> None:
+        try:
+            # Waiting for the link within the deadline gets a vote to a peer that is just coming back.
+            answer = await self._request_vote(
+                data, timeout=self._options.vote_timeout_ms / 1000, metadata=self._metadata, wait_for_ready=True
+            )
+        except aio.AioRpcError as error:
+            if error.code() not in {grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNAVAILABLE}:
+                failed(self.peer, f"{error.code().name}: {error.details()}")
+            return
+        self._events.vote_received(self.peer, answer)
+
+    def _forget_vote(self, task: asyncio.Task[None]) -> None:
+        if task in self._votes:
+            self._votes.remove(task)

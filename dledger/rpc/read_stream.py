@@ -1,0 +1,118 @@
+"""The range read: one freshness barrier at the start, then committed entries in chunks, at the reader's pace."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from dledger.errors import IndexOutOfRangeError, UnexpectedArgumentError
+from dledger.raft.messages import EntryType
+from dledger.rpc.answers import Answers, entry_message, read_mode
+from dledger.rpc.interfaces import Backend
+from dledger.storage.entry import RawSlice, iter_entries
+from dledger.v1 import ledger_pb2 as pb
+
+__all__ = ["DEFAULT_CHUNK_BYTES", "MAX_CHUNK_BYTES", "ReadStream"]
+
+DEFAULT_CHUNK_BYTES: Final = 1024 * 1024
+MAX_CHUNK_BYTES: Final = 4 * 1024 * 1024
+"""Half of a gRPC message's limit: an entry's frame may be as large as a small body."""
+
+_ENTRIES_PER_STEP: Final = 256
+"""Entries decoded before other tasks get their turn (a quarter of a millisecond)."""
+
+
+class ReadStream:
+    """One call of Read. ``wait_committed`` is the backend's, made interruptible by the service."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        answers: Answers,
+        request: pb.ReadRequest,
+        wait_committed: Callable[[int], Awaitable[int]],
+    ) -> None:
+        self._backend = backend
+        self._answers = answers
+        self._request = request
+        self._wait_committed = wait_committed
+        self._max_bytes = self._chunk_bytes()
+        self._next_index = request.from_index
+        self._commit_index = -1
+
+    def _chunk_bytes(self) -> int:
+        wanted = self._request.max_bytes
+        if wanted < 0:
+            raise UnexpectedArgumentError(f"max_bytes is {wanted}; 0 means the server's default")
+        return min(wanted or DEFAULT_CHUNK_BYTES, MAX_CHUNK_BYTES)
+
+    async def serve(self, write: Callable[[bytes], Awaitable[None]]) -> None:
+        """Send the range; the last answer has ``end``. A range that follows the tail without a last index never ends.
+
+        Raises:
+            DLedgerError: the range is not there, or the freshness asked for cannot be had. What was sent stands.
+        """
+        request = self._request
+        self._check_range()
+        self._commit_index = await self._backend.read_index(read_mode(request.mode))
+        last = self._last_index()
+        while last is None or self._next_index <= last:
+            if self._next_index > self._commit_index:
+                self._commit_index = await self._wait_committed(self._next_index)
+            upto = self._commit_index if last is None else min(last, self._commit_index)
+            raw = await self._backend.read_slice(self._next_index, upto, self._max_bytes)
+            self._next_index = raw.last_index + 1
+            end = last is not None and self._next_index > last
+            answer = await self._fill(raw)
+            if answer.data or answer.entries or end:
+                await write(self._finish(answer, end=end))
+            if end:
+                return
+        await write(self._finish(pb.ReadResponse(), end=True))
+
+    def _check_range(self) -> None:
+        first, last = self._request.from_index, self._request.to_index
+        if first < 0:
+            raise IndexOutOfRangeError(f"from_index is {first}; indexes count from 0")
+        if last < -1 or -1 < last < first:
+            raise UnexpectedArgumentError(f"range {first} to {last}; -1 means up to the commit index")
+
+    def _last_index(self) -> int | None:
+        """Return the last index of the range, None where it goes on for ever; a range that is not there is refused."""
+        first, last = self._request.from_index, self._request.to_index
+        if self._request.follow:
+            return None if last < 0 else last
+        if last > self._commit_index or first > self._commit_index + 1:
+            raise IndexOutOfRangeError(
+                f"range {first} to {last} goes beyond the last committed entry, {self._commit_index}"
+            )
+        return self._commit_index if last < 0 else last
+
+    async def _fill(self, raw: RawSlice) -> pb.ReadResponse:
+        """Return an answer with the entries that the request wants (none, where the slice has only others)."""
+        if self._request.raw:
+            return pb.ReadResponse(data=raw.data)
+        answer = pb.ReadResponse()
+        all_types, add = self._request.all_types, answer.entries.append
+        for number, entry in enumerate(iter_entries(raw.data), 1):
+            if all_types or entry.type is EntryType.NORMAL:
+                add(entry_message(entry))
+            if number % _ENTRIES_PER_STEP == 0:
+                await asyncio.sleep(0)
+        return answer
+
+    def _finish(self, answer: pb.ReadResponse, *, end: bool) -> bytes:
+        answer.header.CopyFrom(self._answers.success())
+        answer.commit_index = self._commit_index
+        answer.next_index = self._next_index
+        answer.end = end
+        return answer.SerializeToString()
+
+    def failure(self, error: Exception) -> bytes:
+        """Return the last answer of a read that failed; ``next_index`` is where to resume."""
+        return pb.ReadResponse(
+            header=self._answers.failure(error, "Read"),
+            commit_index=self._commit_index,
+            next_index=self._next_index,
+        ).SerializeToString()

@@ -1,0 +1,242 @@
+"""`DLedgerServer`: one node of a group, embedded in any asyncio program or run by ``dledger start``.
+
+Puts the parts together: configuration → store → gRPC edge → driver. All decisions are made below it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from collections.abc import AsyncIterator, Callable, Sequence
+
+from dledger.config import DLedgerConfig
+from dledger.driver.driver import Driver
+from dledger.driver.executor import ThreadExecutor
+from dledger.driver.pending import Done
+from dledger.driver.roles import RoleChangeHandler
+from dledger.driver.state_machine import StateMachine
+from dledger.errors import IndexOutOfRangeError
+from dledger.raft.messages import EntryType, NodeId
+from dledger.rpc.server import GrpcServer
+from dledger.rpc.transport import GrpcTransport
+from dledger.storage.entry import RawSlice, iter_entries
+from dledger.storage.filesystem import FileSystem, RealFileSystem
+from dledger.storage.log_store import LogStore, StoreOptions
+from dledger.storage.memory_filesystem import MemoryFileSystem
+from dledger.types import AppendResult, BatchResult, Entry, NodeStatus, ReadMode
+
+__all__ = ["DLedgerServer"]
+
+_READ_THREADS = 2
+_READ_BYTES = 1024 * 1024
+
+
+class DLedgerServer:
+    """One node of a replicated log.
+
+    ``config`` is checked already. ``state_machine`` gets every committed entry, see `StateMachine`. All methods belong
+    to the event loop that called `start`. Failures are ``DLedgerError``s; those of appends say whether the entry may
+    still be in the log (``outcome``).
+    """
+
+    def __init__(self, config: DLedgerConfig, *, state_machine: StateMachine | None = None) -> None:
+        self.config = config
+        self._state_machine = state_machine
+        self._handlers: list[RoleChangeHandler] = []
+        self._driver: Driver | None = None
+        self._grpc: GrpcServer | None = None
+        self._stopping = False
+
+    @property
+    def driver(self) -> Driver:
+        """The running node's driver.
+
+        Raises:
+            RuntimeError: `start` has not been called.
+        """
+        if self._driver is None:
+            raise RuntimeError("the server has not been started: await server.start()")
+        return self._driver
+
+    def add_role_change_handler(self, handler: RoleChangeHandler) -> None:
+        """Register before `start`; see `RoleChangeHandler`."""
+        self._handlers.append(handler)
+
+    async def start(self) -> None:
+        """Open the folder, take the port, join the group. Returns at once; a leader may take a moment.
+
+        Raises:
+            StoreLockedError: another process has the folder.
+            StorageError: the folder belongs to another group or node, or its log is damaged.
+            UnavailableError: the port is taken.
+        """
+        config = self.config
+        disk = ThreadExecutor(f"disk-{config.self_id}")
+        reader = ThreadExecutor(f"read-{config.self_id}", _READ_THREADS)
+        filesystem: FileSystem = MemoryFileSystem(track=False) if config.store_type == "MEMORY" else RealFileSystem()
+        store = await disk.run(self._open_store, filesystem)
+        transport = GrpcTransport(config.group, config.self_id, {peer.node_id: peer.address for peer in config.peers})
+        driver = Driver(
+            config,
+            store,
+            transport,
+            disk=disk,
+            reader=reader,
+            rng=random.Random(),
+            state_machine=self._state_machine,
+        )
+        for handler in self._handlers:
+            driver.add_role_change_handler(handler)
+        grpc_server = GrpcServer(driver, transport, config.bind_address)
+        try:
+            await grpc_server.start()
+        except BaseException:
+            await disk.run(store.close)
+            disk.shutdown()
+            reader.shutdown()
+            raise
+        self._driver, self._grpc = driver, grpc_server
+        await driver.start()
+        grpc_server.set_serving(True)
+        driver.failure.add_done_callback(lambda _: grpc_server.set_serving(False))
+
+    def _open_store(self, filesystem: FileSystem) -> LogStore:
+        config = self.config
+        return LogStore.open(
+            filesystem,
+            os.fspath(config.node_dir),
+            group=config.group,
+            node_id=config.self_id,
+            options=StoreOptions(
+                data_segment_bytes=config.mapped_file_size_for_entry_data,
+                index_segment_bytes=config.mapped_file_size_for_entry_index,
+                sync_flush=config.flush_disk_type == "SYNC_FLUSH",
+                checkpoint_bytes=config.check_point_bytes,
+                cache_bytes=config.tail_cache_bytes,
+            ),
+        )
+
+    async def stop(self) -> None:
+        """Hand leadership over if this node leads, then stop. Twice is fine."""
+        if self._driver is None or self._stopping:
+            return
+        self._stopping = True
+        if self._grpc is not None:
+            self._grpc.set_serving(False)
+        await self._driver.stop()
+        if self._grpc is not None:
+            await self._grpc.stop(0.2)
+        if not self._driver.failure.done():
+            self._driver.failure.cancel()
+
+    async def wait_stopped(self) -> None:
+        """Wait until the node stops by itself, and raise why: a broken invariant or a failed disk."""
+        failure = self.driver.failure
+        try:
+            raise await asyncio.shield(failure)
+        except asyncio.CancelledError:
+            if failure.cancelled():
+                return
+            raise
+
+    # ------------------------------------------------------------------ the log
+
+    async def append(self, body: bytes) -> AppendResult:
+        """Append one entry; returns once it is on a majority's disk.
+
+        Cancelling the call does not take the entry back: it may still commit.
+
+        Raises:
+            NotLeaderError, LeaderTransferringError, PendingFullError, EntryTooLargeError, DiskFullError: definite.
+            QuorumTimeoutError, TermChangedError: the outcome is unknown.
+        """
+        result = await self.append_batch((body,))
+        run = result.runs[0]
+        return AppendResult(run.first_index, run.term, self.driver.position_of(run.first_index))
+
+    async def append_batch(
+        self, bodies: Sequence[bytes], *, hook: Callable[[int, bytes], bytes] | None = None
+    ) -> BatchResult:
+        """Append entries together: consecutive indexes, one quorum round. Errors as in `append`.
+
+        ``hook(pos, body)`` is called for each entry when its byte position is known, in log order, on the event loop;
+        it returns the body to store, of the same length (RocketMQ writes a message's physical offset so: ``pos + 48``).
+        """
+        future: asyncio.Future[BatchResult] = asyncio.get_running_loop().create_future()
+
+        def done(result: BatchResult | None, error: Exception | None) -> None:
+            if future.done():
+                return
+            if error is not None:
+                future.set_exception(error)
+            elif result is not None:
+                future.set_result(result)
+
+        self.append_nowait(bodies, done=done, hook=hook)
+        return await future
+
+    def append_nowait(
+        self, bodies: Sequence[bytes], *, done: Done, hook: Callable[[int, bytes], bytes] | None = None
+    ) -> None:
+        """As `append_batch`, answered by ``done(result, error)``: exactly one of the two is not None.
+
+        Calls are taken in their order; ``done`` is never called before this returns.
+        """
+        self.driver.submit(bodies, done=done, hook=hook)
+
+    async def get(self, index: int, *, mode: ReadMode = ReadMode.LINEARIZABLE) -> Entry:
+        """Return one committed entry.
+
+        Raises:
+            IndexOutOfRangeError, IndexCompactedError: no such entry.
+            UnavailableError: a linearizable read found no majority in time.
+        """
+        await self.driver.read_index(mode)
+        raw = await self.driver.read_slice(index, index, 1)
+        return next(iter_entries(raw.data))
+
+    async def read(
+        self,
+        from_index: int = 0,
+        to_index: int | None = None,
+        *,
+        mode: ReadMode = ReadMode.LINEARIZABLE,
+        all_types: bool = False,
+    ) -> AsyncIterator[Entry]:
+        """Yield committed entries from ``from_index`` to ``to_index`` (None: the commit index at the call).
+
+        No-op and session entries are left out unless ``all_types``.
+        """
+        last = await self.driver.read_index(mode)
+        if to_index is not None:
+            if to_index > last:
+                raise IndexOutOfRangeError(f"index {to_index} is beyond the last committed entry {last}")
+            last = to_index
+        index = max(from_index, self.driver.store.first_index)
+        while index <= last:
+            raw = await self.driver.read_slice(index, last, _READ_BYTES)
+            for entry in iter_entries(raw.data):
+                if all_types or entry.type is EntryType.NORMAL:
+                    yield entry
+            index = raw.last_index + 1
+
+    async def read_slice(self, first_index: int, last_index: int, max_bytes: int = _READ_BYTES) -> RawSlice:
+        """Return committed entries as they are stored; at least one, whole ones, at most ``max_bytes``."""
+        return await self.driver.read_slice(first_index, last_index, max_bytes)
+
+    async def wait_committed(self, index: int) -> int:
+        """Return the commit index as soon as it is at least ``index``."""
+        return await self.driver.wait_committed(index)
+
+    def status(self) -> NodeStatus:
+        """What this node knows of itself and its peers."""
+        return self.driver.status()
+
+    async def transfer_leadership(self, target: NodeId | None = None) -> NodeId:
+        """Hand leadership to ``target`` (None: the best follower); returns the new leader's id.
+
+        Raises:
+            NotLeaderError, LeaderTransferringError, TransferFailedError.
+        """
+        return await self.driver.transfer_leadership(target)

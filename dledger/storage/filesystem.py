@@ -1,0 +1,212 @@
+"""The blocking file operations that the store needs, as a protocol, and the real ones.
+
+Two kinds of failure (house rule: fail closed): no space (`DiskFullError`, nothing is lost, the write may be repeated)
+and everything else (`StorageFailedError`, final: after a failed fsync the kernel may have dropped the pages).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+from collections.abc import Iterator, Sequence
+from typing import Final, Protocol
+
+from dledger.errors import DiskFullError, StorageFailedError, StoreLockedError
+
+__all__ = ["FileSystem", "RealFileSystem"]
+
+_NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_IOV_MAX: Final = 1024
+_ZEROS: Final = bytes(1024 * 1024)
+
+
+class FileSystem(Protocol):
+    """Every call blocks. Writes write all or raise. Paths use ``/``."""
+
+    def makedirs(self, path: str) -> None: ...
+
+    def listdir(self, path: str) -> list[str]:
+        """Names in a folder, sorted; empty if there is no such folder."""
+
+    def exists(self, path: str) -> bool: ...
+
+    def open(self, path: str, *, create: bool = False) -> int:
+        """Open for reading and writing; returns a handle."""
+
+    def close(self, handle: int) -> None: ...
+
+    def pread(self, handle: int, length: int, offset: int) -> bytes:
+        """Up to ``length`` bytes; fewer only at the end of the file."""
+
+    def pwrite(self, handle: int, data: bytes, offset: int) -> None: ...
+
+    def pwritev(self, handle: int, buffers: Sequence[bytes], offset: int) -> None:
+        """Write ``buffers`` one behind the other."""
+
+    def zero(self, handle: int, offset: int, length: int) -> None:
+        """Write zeros (really write them: allocated blocks make later syncs cheap)."""
+
+    def resize(self, handle: int, length: int) -> None: ...
+
+    def size(self, handle: int) -> int: ...
+
+    def data_end(self, handle: int) -> int:
+        """An offset behind which the file holds nothing but holes."""
+
+    def sync(self, handle: int) -> None:
+        """Make a file's data durable (fdatasync)."""
+
+    def sync_dir(self, path: str) -> None:
+        """Make a folder's entries durable."""
+
+    def rename(self, source: str, target: str) -> None: ...
+
+    def unlink(self, path: str) -> None: ...
+
+    def lock(self, path: str) -> int:
+        """Take a lock file for this process; the handle holds it until closed. Raises `StoreLockedError`."""
+
+    def disk_space(self, path: str) -> tuple[int, int]:
+        """(free, total) bytes; (-1, -1) where that is not known."""
+
+    def boot_id(self) -> str:
+        """Names the boot of the machine: page cache written before survives as long as this is the same."""
+
+
+@contextlib.contextmanager
+def _typed(action: str, path: object) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _NO_SPACE:
+            raise DiskFullError(f"{action} {path}: {error.strerror}") from error
+        raise StorageFailedError(f"{action} {path}: {error.strerror or error}") from error
+
+
+class RealFileSystem:
+    """The operating system's files."""
+
+    def makedirs(self, path: str) -> None:
+        with _typed("create folder", path):
+            os.makedirs(path, exist_ok=True)
+
+    def listdir(self, path: str) -> list[str]:
+        with _typed("list", path):
+            return sorted(os.listdir(path)) if os.path.isdir(path) else []
+
+    def exists(self, path: str) -> bool:
+        return os.path.exists(path)
+
+    def open(self, path: str, *, create: bool = False) -> int:
+        with _typed("open", path):
+            return os.open(path, os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0), 0o644)
+
+    def close(self, handle: int) -> None:
+        os.close(handle)
+
+    def pread(self, handle: int, length: int, offset: int) -> bytes:
+        with _typed("read", handle):
+            data = os.pread(handle, length, offset)
+            if len(data) == length or not data:
+                return data
+            parts = [data]
+            got = len(data)
+            while got < length and (more := os.pread(handle, length - got, offset + got)):
+                parts.append(more)
+                got += len(more)
+            return b"".join(parts)
+
+    def pwrite(self, handle: int, data: bytes, offset: int) -> None:
+        self.pwritev(handle, (data,), offset)
+
+    def pwritev(self, handle: int, buffers: Sequence[bytes], offset: int) -> None:
+        with _typed("write", handle):
+            for at in range(0, len(buffers), _IOV_MAX):
+                some = buffers[at : at + _IOV_MAX]
+                length = sum(map(len, some))
+                written = os.pwritev(handle, some, offset)
+                if written < length:
+                    self._finish(handle, memoryview(b"".join(some))[written:], offset + written)
+                offset += length
+
+    def _finish(self, handle: int, rest: memoryview, offset: int) -> None:
+        while rest:
+            written = os.pwrite(handle, rest, offset)
+            rest = rest[written:]
+            offset += written
+
+    def zero(self, handle: int, offset: int, length: int) -> None:
+        with _typed("write", handle):
+            while length > 0:
+                length_now = min(length, len(_ZEROS))
+                self._finish(handle, memoryview(_ZEROS)[:length_now], offset)
+                offset += length_now
+                length -= length_now
+
+    def resize(self, handle: int, length: int) -> None:
+        with _typed("resize", handle):
+            os.ftruncate(handle, length)
+
+    def size(self, handle: int) -> int:
+        return os.fstat(handle).st_size
+
+    def data_end(self, handle: int) -> int:
+        end = 0
+        try:
+            while True:
+                end = os.lseek(handle, os.lseek(handle, end, os.SEEK_DATA), os.SEEK_HOLE)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                return end
+            return self.size(handle)  # a file system without holes
+
+    def sync(self, handle: int) -> None:
+        with _typed("fdatasync", handle):
+            os.fdatasync(handle)
+
+    def sync_dir(self, path: str) -> None:
+        with _typed("fsync folder", path):
+            handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+
+    def rename(self, source: str, target: str) -> None:
+        with _typed("rename", source):
+            os.rename(source, target)
+
+    def unlink(self, path: str) -> None:
+        with _typed("remove", path):
+            os.unlink(path)
+
+    def lock(self, path: str) -> int:
+        handle = self.open(path, create=True)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            owner = os.pread(handle, 32, 0).decode("ascii", "replace").strip() or "unknown"
+            os.close(handle)
+            raise StoreLockedError(
+                f"{os.path.dirname(path)} is in use by process {owner}: two nodes cannot share one folder; "
+                "stop that process or give this node another storePathRootDir"
+            ) from None
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
+        return handle
+
+    def disk_space(self, path: str) -> tuple[int, int]:
+        try:
+            info = os.statvfs(path)
+        except OSError:
+            return -1, -1
+        return info.f_bavail * info.f_frsize, info.f_blocks * info.f_frsize
+
+    def boot_id(self) -> str:
+        try:
+            with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+                return file.read().strip()
+        except OSError:
+            return ""

@@ -1,0 +1,643 @@
+"""The log of one node: a view for the event loop, a disk side for the write thread.
+
+The *view* is what the log is once everything staged has been written: `encode`, `append`, `truncate`,
+`save_hard_state` and `commit` change it at once and never wait. `take_batch` hands all that was staged to the *disk
+side*: `write` does pwrite, index records and one fdatasync for the group, in the order staged. `complete` tells the
+view. One batch at a time; the two sides share nothing else. `read` is for any thread and looks only at what has been
+written.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from dledger.errors import CorruptLogError, IndexOutOfRangeError, StorageFailedError
+from dledger.raft.messages import NO_INDEX, UNKNOWN_FLOOR, HardState, LogId, TermRun, invariant
+from dledger.storage.entry import (
+    BLANK,
+    BLANK_MAGIC,
+    HEADER,
+    HEADER_BYTES,
+    INDEX_RECORD,
+    INDEX_RECORD_BYTES,
+    MIN_BLANK_BYTES,
+    CorruptSliceError,
+    EntryGroup,
+    RawSlice,
+    Slice,
+    encode_groups,
+    parse_slice,
+)
+from dledger.storage.filesystem import FileSystem
+from dledger.storage.recovery import RecoveredLog, RecoveryReport, recover
+from dledger.storage.segments import SegmentedFile
+from dledger.storage.sessions import SessionTable
+from dledger.storage.small_files import (
+    Checkpoint,
+    HardStateFile,
+    WatermarkFile,
+    check_identity,
+    load_checkpoint,
+)
+
+__all__ = ["LogStore", "StoreOptions", "WriteBatch"]
+
+_RECORDS_A_READ = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class StoreOptions:
+    """Sizes in bytes."""
+
+    data_segment_bytes: int = 1024**3
+    index_segment_bytes: int = 160 * 1024**2
+    sync_flush: bool = True
+    """Acknowledge after fdatasync (SYNC_FLUSH), or from the page cache (ASYNC_FLUSH)."""
+    checkpoint_bytes: int = 16 * 1024**2
+    """Committed log between two checkpoints: what opening must verify at most, about."""
+    prepare_bytes: int = 4 * 1024**2
+    """Zeros written ahead: syncing allocated blocks costs half of syncing new ones."""
+    cache_bytes: int = 16 * 1024**2
+    """The newest entries, kept for peers and readers that follow closely."""
+
+
+@dataclass(frozen=True, slots=True)
+class _TruncateOp:
+    from_index: int
+    last_term: int
+    pos: int
+    old_end_pos: int
+    old_last_index: int
+
+
+_Operation = HardState | _TruncateOp | Slice
+
+
+@dataclass(slots=True)
+class WriteBatch:
+    """Everything staged since the last batch, in order."""
+
+    operations: list[_Operation]
+    hard_state: HardState | None = None
+    """The last one in the batch."""
+    last: LogId | None = None
+    """The end of the log as of this batch, if the batch touches the log."""
+    checkpoint: Checkpoint | None = None
+    hard_states_written: int = field(default=0)
+
+
+class LogStore:
+    """See the module's text. Make one with `LogStore.open`."""
+
+    def __init__(
+        self,
+        fs: FileSystem,
+        directory: str,
+        options: StoreOptions,
+        data: SegmentedFile,
+        index: SegmentedFile,
+        hard_state_file: HardStateFile,
+        watermark: WatermarkFile,
+        lock: int,
+        hard_state: HardState,
+        recovered: RecoveredLog,
+        checkpoint: Checkpoint,
+    ) -> None:
+        self._fs = fs
+        self.directory = directory
+        self.options = options
+        self._data = data
+        self._index = index
+        self._hard_state_file = hard_state_file
+        self._watermark = watermark
+        self._lock = lock
+        # view
+        self.hard_state = hard_state
+        self.recovery: RecoveryReport = recovered.report
+        self.first_index = 0
+        self.last_index = recovered.last_index
+        self.last_term = recovered.last_term
+        self.end_pos = recovered.end_pos
+        self.committed_index = checkpoint.index
+        self._chain_crc = recovered.chain_crc
+        self._runs = recovered.runs
+        self._sessions = recovered.sessions
+        self._staged: list[_Operation] = []
+        self._cache: list[Slice] = []
+        self._cache_starts: list[int] = []
+        self._cache_bytes = 0
+        self._written_index = recovered.last_index
+        self._checkpointed_pos = checkpoint.end_pos
+        self._cached_end_of_commit: tuple[int, int] = (checkpoint.index, checkpoint.end_pos)
+        # disk side
+        self._prepared_pos = 0
+        self._disk_end_pos = recovered.end_pos
+        self._disk_last = LogId(recovered.last_term, recovered.last_index)
+        self._failed: StorageFailedError | None = None
+        self._closed = False
+
+    # ------------------------------------------------------------------ opening and closing
+
+    @classmethod
+    def open(
+        cls, fs: FileSystem, directory: str, *, group: str, node_id: str, options: StoreOptions | None = None
+    ) -> LogStore:
+        """Open or make a node's folder; verifies the log behind the last checkpoint.
+
+        Raises:
+            StoreLockedError: another process has it.
+            StorageError: it belongs to another group or node.
+            CorruptLogError: something that was durable is damaged; says where and what to do.
+        """
+        options = options or StoreOptions()
+        fs.makedirs(directory)
+        lock = fs.lock(f"{directory}/lock")
+        try:
+            return cls._open_locked(fs, directory, group, node_id, options, lock)
+        except BaseException:
+            fs.close(lock)
+            raise
+
+    @classmethod
+    def _open_locked(
+        cls, fs: FileSystem, directory: str, group: str, node_id: str, options: StoreOptions, lock: int
+    ) -> LogStore:
+        check_identity(fs, directory, group, node_id)
+        hard_state_file = HardStateFile(fs, directory)
+        hard_state = hard_state_file.load()
+        data = SegmentedFile(fs, f"{directory}/data", options.data_segment_bytes)
+        index = SegmentedFile(fs, f"{directory}/index", options.index_segment_bytes)
+        if hard_state is None:
+            if data.starts:
+                raise CorruptLogError(
+                    f"{directory} has a log but no hard_state file, so this node's vote is unknown: restore the file, "
+                    "or delete the folder and let the node catch up from its peers"
+                )
+            # New, or wiped: nobody here knows what this node once promised.
+            hard_state = HardState(0, None, UNKNOWN_FLOOR)
+            hard_state_file.save(hard_state)
+            fs.sync_dir(directory)
+        checkpoint, note = load_checkpoint(fs, directory)
+        watermark = WatermarkFile(fs, directory)
+        recovered = recover(data, index, checkpoint, watermark.load(), fs.boot_id(), sync_flush=options.sync_flush)
+        if note:
+            recovered.report.notes.append(note)
+        floor = recovered.report.vote_floor
+        if floor is not None and (hard_state.vote_floor is None or hard_state.vote_floor < floor):
+            hard_state = HardState(hard_state.term, hard_state.vote, floor)
+            hard_state_file.save(hard_state)
+        data.dirty.update(start for start in data.starts if start >= data.start_of(max(recovered.end_pos - 1, 0)))
+        data.sync()  # what was verified may be in the page cache only
+        watermark.save(recovered.last_index, recovered.last_term)
+        return cls(
+            fs, directory, options, data, index, hard_state_file, watermark, lock, hard_state, recovered, checkpoint
+        )
+
+    def close(self) -> None:
+        """Write what is staged, a checkpoint, and let go of the folder (disk side; the view must be quiet)."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            if self._failed is None:
+                while (batch := self.take_batch()) is not None:
+                    self.write(batch)
+                    self.complete(batch)
+                self.flush()
+                checkpoint = self._make_checkpoint()
+                if checkpoint is not None:
+                    self._write_checkpoint(checkpoint)
+        finally:
+            self._data.close()
+            self._index.close()
+            self._watermark.close()
+            self._fs.close(self._lock)
+
+    # ------------------------------------------------------------------ the view
+
+    @property
+    def terms(self) -> list[TermRun]:
+        """The runs of terms of the whole log."""
+        return list(self._runs)
+
+    @property
+    def sessions(self) -> SessionTable:
+        """The producer sessions as of the view's end."""
+        return self._sessions.tail
+
+    def encode(self, term: int, groups: Sequence[EntryGroup]) -> list[Slice]:
+        """Lay out new entries at the end of the view (a leader's); `append` them next."""
+        return encode_groups(
+            groups,
+            term=term,
+            first_index=self.last_index + 1,
+            pos=self.end_pos,
+            prev_chain_crc=self._chain_crc,
+            segment_bytes=self.options.data_segment_bytes,
+        )
+
+    def append(self, slices: Sequence[Slice]) -> None:
+        """Stage slices that continue the view.
+
+        Raises:
+            InvariantError: they do not continue it. A chain that differs where index and term agree means that two
+                logs have parted below a point that Raft calls equal.
+        """
+        for part in slices:
+            invariant(part.first_index == self.last_index + 1, "a slice continues the log")
+            invariant(
+                part.prev_chain_crc == self._chain_crc,
+                f"the log before entry {part.first_index} differs from the sender's though index and term agree",
+            )
+            self._check_place(part)
+            for run in part.terms:
+                invariant(run.term >= self.last_term, "terms never fall along the log")
+                if run.term != self.last_term:
+                    self._runs.append(run)
+                    self.last_term = run.term
+            self._sessions.append(part.sessions)
+            self.last_index = part.last_index
+            self.end_pos = part.end_pos
+            self._chain_crc = part.chain_crc
+            self._staged.append(part)
+            self._cache.append(part)
+            self._cache_starts.append(part.first_index)
+            self._cache_bytes += len(part.data)
+
+    def _check_place(self, part: Slice) -> None:
+        """Position and segment boundaries are part of the log: a slice may jump only where its entry does not fit."""
+        size = self.options.data_segment_bytes
+        if part.first_pos != self.end_pos:
+            boundary = (self.end_pos // size + 1) * size
+            first = part.offsets[1] if len(part.offsets) > 1 else len(part.data)
+            fits = self.end_pos + first + MIN_BLANK_BYTES <= boundary
+            invariant(part.first_pos == boundary and not fits, "a slice stands where the log ends")
+        room = part.first_pos - part.first_pos % size + size - MIN_BLANK_BYTES
+        invariant(part.end_pos <= room, "a slice never crosses a segment boundary")
+
+    def truncate(self, from_index: int) -> None:
+        """Drop every entry at or after ``from_index``; never anything committed."""
+        invariant(from_index > self.committed_index, "a committed entry is never truncated")
+        if from_index > self.last_index:
+            return
+        old_end, old_last = self.end_pos, self.last_index
+        while self._cache and self._cache[-1].first_index >= from_index:
+            self._cache_bytes -= len(self._cache.pop().data)
+            self._cache_starts.pop()
+        if self._cache and self._cache[-1].last_index >= from_index:
+            whole = self._cache[-1]
+            self._cache[-1] = whole.up_to(from_index - 1)
+            self._cache_bytes += len(self._cache[-1].data) - len(whole.data)
+        end_pos, chain_crc = self._end_of(from_index - 1)
+        self.end_pos, self._chain_crc = end_pos, chain_crc
+        self.last_index = from_index - 1
+        while self._runs and self._runs[-1].first_index >= from_index:
+            self._runs.pop()
+        self.last_term = self._runs[-1].term if self._runs else -1
+        self._sessions.truncate(from_index)
+        self._written_index = min(self._written_index, self.last_index)
+        self._staged.append(_TruncateOp(from_index, self.last_term, end_pos, old_end, old_last))
+
+    def save_hard_state(self, state: HardState) -> None:
+        """Stage term, vote and floor; durable when the batch is."""
+        self.hard_state = state
+        self._staged.append(state)
+
+    def commit(self, index: int) -> None:
+        """The log is committed up to ``index``: nothing there is ever truncated again."""
+        if index > self.committed_index:
+            invariant(index <= self.last_index, "commit index beyond the log")
+            self.committed_index = index
+            self._sessions.commit(min(index, self._written_index))
+
+    def chain_crc_at(self, index: int) -> int:
+        """Return the chain_crc of an entry, 0 for -1. May read 48 bytes from the disk."""
+        if index == self.last_index:
+            return self._chain_crc
+        return self._end_of(index)[1]
+
+    def position_of(self, index: int) -> int:
+        """Return the byte position of a recent entry, -1 where that would need the disk."""
+        part = self._cached_slice(index)
+        return -1 if part is None else part.first_pos + part.offsets[index - part.first_index]
+
+    def _cached_slice(self, index: int) -> Slice | None:
+        at = bisect_right(self._cache_starts, index) - 1
+        if at < 0 or index > self._cache[at].last_index:
+            return None
+        return self._cache[at]
+
+    def _end_of(self, index: int) -> tuple[int, int]:
+        """(end position, chain_crc) of an entry; (0, 0) for -1."""
+        if index == NO_INDEX:
+            return 0, 0
+        part = self._cached_slice(index)
+        if part is not None:
+            if index == part.last_index:
+                return part.end_pos, part.chain_crc
+            end = part.offsets[index + 1 - part.first_index]
+            return part.first_pos + end, part.chain_crc_before(index + 1)
+        header = self._header(index)
+        return header[4] + header[1], header[6]
+
+    def _header(self, index: int) -> tuple[int, ...]:
+        """Read a written entry's header by way of its index record."""
+        pos = INDEX_RECORD.unpack(self._index.read(index * INDEX_RECORD_BYTES, INDEX_RECORD_BYTES))[1]
+        header: tuple[int, ...] = HEADER.unpack(self._data.read(pos, HEADER_BYTES))
+        if header[2] != index or header[4] != pos:
+            raise CorruptLogError(f"{self._data.path(self._data.start_of(pos))}: no header of entry {index} at {pos}")
+        return header
+
+    def cached(self, first_index: int, last_index: int, max_bytes: int) -> RawSlice | None:
+        """Return entries from memory, whole ones, at least one if the first is there; None if it is not."""
+        at = bisect_right(self._cache_starts, first_index) - 1
+        if at < 0 or not self._cache or first_index > self._cache[at].last_index:
+            return None
+        part = self._cache[at]
+        prev_chain_crc = part.chain_crc_before(first_index)
+        begin = part.offsets[first_index - part.first_index]
+        end, last = _cut(part, begin, last_index, max_bytes)
+        pieces = [part.data] if begin == 0 and end == len(part.data) else [part.data[begin:end]]
+        length = end - begin
+        while last == part.last_index and last < last_index and at + 1 < len(self._cache):
+            following = self._cache[at + 1]
+            if following.first_pos != part.end_pos:
+                break  # a slice never crosses a segment boundary
+            if length + following.offsets[0] + self._first_size(following) > max_bytes:
+                break
+            end, last = _cut(following, 0, last_index, max_bytes - length)
+            pieces.append(following.data if end == len(following.data) else following.data[:end])
+            length += end
+            part = following
+            at += 1
+        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        return RawSlice(first_index, last, data, prev_chain_crc)
+
+    @staticmethod
+    def _first_size(part: Slice) -> int:
+        return part.offsets[1] if len(part.offsets) > 1 else len(part.data)
+
+    def disk_space(self) -> tuple[int, int]:
+        """(free, total) bytes of the disk; -1 where that is not known."""
+        return self._fs.disk_space(self.directory)
+
+    # ------------------------------------------------------------------ view → disk → view
+
+    def take_batch(self) -> WriteBatch | None:
+        """Take everything staged; None if there is nothing. One batch at a time: `complete` it before the next."""
+        staged = self._staged
+        if not staged:
+            return None
+        self._staged = []
+        batch = WriteBatch(staged)
+        for operation in staged:
+            if isinstance(operation, HardState):
+                batch.hard_state = operation
+            elif isinstance(operation, Slice):
+                batch.last = LogId(operation.terms[-1].term, operation.last_index)
+            else:
+                batch.last = LogId(operation.last_term, operation.from_index - 1)
+        if self._end_pos_of_commit() - self._checkpointed_pos >= self.options.checkpoint_bytes:
+            batch.checkpoint = self._make_checkpoint()
+        return batch
+
+    def _end_pos_of_commit(self) -> int:
+        index = self._sessions.base_index
+        if index != self._cached_end_of_commit[0]:
+            part = self._cached_slice(index)
+            if part is None:
+                return self._cached_end_of_commit[1]  # soon: the next commit is in the cache again
+            self._cached_end_of_commit = (index, self._end_of(index)[0])
+        return self._cached_end_of_commit[1]
+
+    def _make_checkpoint(self) -> Checkpoint | None:
+        """The state at the end of what is both committed and written here."""
+        index = self._sessions.base_index
+        end_pos, chain_crc = self._end_of(index)
+        if index == NO_INDEX or end_pos <= self._checkpointed_pos:
+            return None
+        runs = tuple(run for run in self._runs if run.first_index <= index)
+        return Checkpoint(index, runs[-1].term, end_pos, chain_crc, runs, self._sessions.base.to_json())
+
+    def write(self, batch: WriteBatch) -> None:
+        """Make a batch durable (SYNC_FLUSH), or at least known to the page cache (ASYNC_FLUSH). Disk side.
+
+        Raises:
+            DiskFullError: no room. Nothing is lost: call again with the same batch when there is.
+            StorageFailedError: anything else. The store is latched: every later write raises it again.
+        """
+        if self._failed is not None:
+            raise self._failed
+        try:
+            self._write(batch)
+        except StorageFailedError as error:
+            self._failed = error
+            raise
+
+    def _write(self, batch: WriteBatch) -> None:
+        run: list[Slice] = []
+        touched = False
+        for operation in batch.operations:
+            if isinstance(operation, Slice):
+                run.append(operation)
+                touched = True
+                continue
+            self._write_slices(run)
+            run = []
+            if isinstance(operation, _TruncateOp):
+                self._truncate_files(operation)
+                touched = True
+            else:
+                self._hard_state_file.save(operation)
+        self._write_slices(run)
+        if touched and self.options.sync_flush:
+            self._data.sync()
+            if batch.last is not None:
+                self._watermark.save(batch.last.index, batch.last.term)
+        if batch.last is not None:
+            self._disk_last = batch.last
+        if batch.checkpoint is not None:
+            self._data.sync()
+            self._write_checkpoint(batch.checkpoint)
+
+    def _write_slices(self, slices: list[Slice]) -> None:
+        """Few system calls for many slices: contiguous ones go together."""
+        at = 0
+        while at < len(slices):
+            first = slices[at]
+            buffers = [first.data]
+            end_pos = first.end_pos
+            until = at + 1
+            while until < len(slices) and slices[until].first_pos == end_pos:
+                buffers.append(slices[until].data)
+                end_pos = slices[until].end_pos
+                until += 1
+            if first.first_pos != self._disk_end_pos:
+                self._fill(self._disk_end_pos, first.first_pos)
+            self._prepare_to(end_pos)
+            self._data.write(first.first_pos, buffers, end_pos - first.first_pos)
+            self._disk_end_pos = end_pos
+            at = until
+        if slices:
+            records = [part.index_records for part in slices]
+            self._index.write(slices[0].first_index * INDEX_RECORD_BYTES, records, sum(map(len, records)))
+
+    def _fill(self, pos: int, next_pos: int) -> None:
+        """Write the blank record that closes a segment."""
+        if pos % self.options.data_segment_bytes and pos < next_pos:
+            self._data.write(pos, (BLANK.pack(BLANK_MAGIC, next_pos - pos),), BLANK.size)
+
+    def _prepare_to(self, pos: int) -> None:
+        """Have zeros written beyond ``pos``, a stretch at a time, within its segment."""
+        if pos <= self._prepared_pos:
+            return
+        limit = self._data.start_of(pos - 1) + self.options.data_segment_bytes
+        end = min(pos + self.options.prepare_bytes, limit)
+        begin = max(pos, self._data.start_of(pos - 1))
+        if end > begin:
+            self._data.zero(begin, end - begin)
+        self._prepared_pos = end
+
+    @property
+    def wants_preparation(self) -> bool:
+        """Whether an idle disk could be zeroing ahead: `prepare`."""
+        if self._failed is not None or not self._prepared_pos:
+            return False
+        limit = self._data.start_of(self._prepared_pos - 1) + self.options.data_segment_bytes
+        return self._prepared_pos - self._disk_end_pos < self.options.prepare_bytes // 2 and self._prepared_pos < limit
+
+    def prepare(self) -> None:
+        """Zero one stretch ahead and sync it (disk side, between batches)."""
+        limit = self._data.start_of(self._prepared_pos - 1) + self.options.data_segment_bytes
+        end = min(self._prepared_pos + self.options.prepare_bytes, limit)
+        try:
+            self._data.zero(self._prepared_pos, end - self._prepared_pos)
+            self._prepared_pos = end
+            self._data.sync()
+        except StorageFailedError as error:
+            self._failed = error
+            raise
+
+    def _truncate_files(self, operation: _TruncateOp) -> None:
+        """Take entries off the disk: lower the watermark durably first, else a crash here would look like damage."""
+        self._watermark.save(operation.from_index - 1, operation.last_term, durable=True)
+        home = self._data.start_of(max(operation.pos - 1, 0))
+        for start in self._data.starts:
+            low, high = max(start, operation.pos), min(start + self.options.data_segment_bytes, operation.old_end_pos)
+            if start <= home and low < high:
+                self._data.zero(low, high - low)
+        self._data.sync()
+        if self._data.drop_after(home):
+            self._prepared_pos = min(self._prepared_pos, home + self.options.data_segment_bytes)
+        count = operation.old_last_index - operation.from_index + 1
+        zeros = bytes(count * INDEX_RECORD_BYTES)
+        self._index.write(operation.from_index * INDEX_RECORD_BYTES, (zeros,), len(zeros))
+        self._disk_end_pos = operation.pos
+
+    def _write_checkpoint(self, checkpoint: Checkpoint) -> None:
+        self._index.sync()
+        checkpoint.save(self._fs, self.directory)
+
+    def complete(self, batch: WriteBatch) -> None:
+        """The batch is written: release what it held (view)."""
+        for operation in reversed(batch.operations):
+            if isinstance(operation, Slice):
+                if self._term_at(operation.last_index) == operation.terms[-1].term:
+                    self._written_index = max(self._written_index, min(operation.last_index, self.last_index))
+                break
+        if batch.checkpoint is not None:
+            self._checkpointed_pos = batch.checkpoint.end_pos
+        self._sessions.commit(min(self.committed_index, self._written_index))
+        self._trim()
+
+    def _term_at(self, index: int) -> int | None:
+        if index > self.last_index:
+            return None
+        at = bisect_right(self._runs, index, key=lambda run: run.first_index) - 1
+        return self._runs[at].term if at >= 0 else None
+
+    def _trim(self) -> None:
+        """Keep the newest ``cache_bytes``, and whatever is not written yet."""
+        drop = 0
+        while (
+            self._cache_bytes > self.options.cache_bytes
+            and drop < len(self._cache) - 1
+            and self._cache[drop].last_index <= self._written_index
+        ):
+            self._cache_bytes -= len(self._cache[drop].data)
+            drop += 1
+        if drop:
+            del self._cache[:drop]
+            del self._cache_starts[:drop]
+
+    @property
+    def wants_flush(self) -> bool:
+        """ASYNC_FLUSH: whether something has been written and not synced."""
+        return not self.options.sync_flush and bool(self._data.dirty) and self._failed is None
+
+    def flush(self) -> None:
+        """Sync what has been written (disk side). A failure latches the store."""
+        try:
+            self._data.sync()
+        except StorageFailedError as error:
+            self._failed = error
+            raise
+        self._watermark.save(self._disk_last.index, self._disk_last.term)
+
+    # ------------------------------------------------------------------ reads, any thread
+
+    def read(self, first_index: int, last_index: int, max_bytes: int) -> RawSlice:
+        """Read written entries from the disk: whole ones, within one segment, at least one, each verified.
+
+        Raises:
+            IndexOutOfRangeError: not written (yet).
+            CorruptLogError: what stands there is not what was written.
+        """
+        last_index = min(last_index, self._written_index)
+        if not self.first_index <= first_index <= last_index:
+            raise IndexOutOfRangeError(f"entries {first_index}..{last_index} are not on the disk of this node")
+        records = self._records(first_index, last_index)
+        _, pos, size, record_index, _ = records[0]
+        limit = (pos // self.options.data_segment_bytes + 1) * self.options.data_segment_bytes
+        end = pos + size
+        last = first_index
+        for _, next_pos, next_size, _, _ in records[1:]:
+            if next_pos != end or end + next_size - pos > max_bytes or end + next_size > limit:
+                break
+            end += next_size
+            last += 1
+        prev_chain_crc = self._header(first_index - 1)[6] if first_index > 0 else 0
+        data = self._data.read(pos, end - pos)
+        try:
+            parsed = parse_slice(data, first_index, prev_chain_crc)
+        except CorruptSliceError as error:
+            start = self._data.start_of(pos)
+            raise CorruptLogError(
+                f"{self._data.path(start)}: damaged near byte {pos - start} ({error.message}); delete the folder, let "
+                "the node catch up from its peers"
+            ) from error
+        if record_index != first_index or parsed.last_index != last:
+            raise CorruptLogError(f"{self._index.directory}: the record of entry {first_index} is damaged")
+        return RawSlice(first_index, last, data, prev_chain_crc)
+
+    def _records(self, first_index: int, last_index: int) -> list[tuple[int, int, int, int, int]]:
+        count = min(last_index - first_index + 1, _RECORDS_A_READ)
+        pos = first_index * INDEX_RECORD_BYTES
+        room = self._index.start_of(pos) + self.options.index_segment_bytes - pos
+        length = min(count * INDEX_RECORD_BYTES, room)
+        return list(INDEX_RECORD.iter_unpack(self._index.read(pos, length)))
+
+
+def _cut(part: Slice, begin: int, last_index: int, max_bytes: int) -> tuple[int, int]:
+    """Return (end offset, last index): whole entries from ``begin``, at least one, at most ``max_bytes``."""
+    if last_index >= part.last_index and len(part.data) - begin <= max_bytes:
+        return len(part.data), part.last_index
+    number = bisect_right(part.offsets, begin + max_bytes)  # entries that start within the limit
+    stop = number - 1 if number < len(part.offsets) or len(part.data) > begin + max_bytes else number
+    first = bisect_right(part.offsets, begin) - 1
+    stop = max(stop, first + 1)
+    stop = min(stop, last_index - part.first_index + 1)
+    end = part.offsets[stop] if stop < len(part.offsets) else len(part.data)
+    return end, part.first_index + stop - 1

@@ -1,0 +1,290 @@
+"""Opening a log: verify from the checkpoint, cut a torn tail, refuse damage, rebuild the index.
+
+What must not happen is to take damage for a torn tail: the node would forget entries that it has acknowledged. Three
+lower bounds say what was durable: the checkpoint (synced), the watermark, and, for lack of better, what the bytes
+behind the cut and the index records still show. An invalid entry at or below a bound is damage. Beyond them the log
+is cut; if the bytes that are cut may have been acknowledged (the machine went down, so the watermark is only a lower
+bound), the furthest of them becomes the node's vote floor: see `HardState.vote_floor`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from dledger.errors import CorruptLogError
+from dledger.raft.messages import LogId, TermRun
+from dledger.storage.entry import (
+    BLANK,
+    BLANK_MAGIC,
+    HEADER,
+    HEADER_BYTES,
+    INDEX_RECORD,
+    INDEX_RECORD_BYTES,
+    MIN_BLANK_BYTES,
+    Slice,
+    parse_prefix,
+)
+from dledger.storage.segments import SegmentedFile
+from dledger.storage.sessions import SessionJournal
+from dledger.storage.small_files import Checkpoint, Watermark
+
+__all__ = ["RecoveredLog", "RecoveryReport", "recover"]
+
+_CHUNK_BYTES = 4 * 1024 * 1024
+_LOST_INDEX = 2**62
+_INDEX_CHUNK = 4096
+
+
+@dataclass(slots=True)
+class RecoveryReport:
+    """What opening a log found and did."""
+
+    entries_verified: int = 0
+    bytes_verified: int = 0
+    from_index: int = 0
+    cut_at: int = -1
+    cut_bytes: int = 0
+    vote_floor: LogId | None = None
+    index_records_rewritten: int = 0
+    notes: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        text = f"verified {self.entries_verified} entries from index {self.from_index}"
+        if self.cut_at >= 0:
+            text += f", cut a torn tail of up to {self.cut_bytes} bytes at {self.cut_at}"
+        if self.vote_floor is not None:
+            text += ", votes provisionally until it has caught up"
+        return "; ".join([text, *self.notes])
+
+
+@dataclass(slots=True)
+class RecoveredLog:
+    """The state of the log after recovery."""
+
+    last_index: int
+    last_term: int
+    end_pos: int
+    chain_crc: int
+    runs: list[TermRun]
+    sessions: SessionJournal
+    report: RecoveryReport
+
+
+def recover(
+    data: SegmentedFile,
+    index: SegmentedFile,
+    checkpoint: Checkpoint,
+    watermark: Watermark | None,
+    boot_id: str,
+    *,
+    sync_flush: bool,
+) -> RecoveredLog:
+    """Verify everything behind ``checkpoint``; memory is bounded by one entry and one chunk.
+
+    ``sync_flush``: entries beyond the watermark were never acknowledged (in ASYNC_FLUSH they may have been).
+
+    Raises:
+        CorruptLogError: an entry that was durable is damaged; the message says where and what to do.
+    """
+    scan = _Scan(data, index, checkpoint)
+    problem = scan.run()
+    log = scan.log
+    report = log.report
+    known = max(checkpoint.index, watermark.index if watermark is not None else -1)
+    if log.last_index < known:
+        raise CorruptLogError(
+            f"{data.path(data.start_of(log.end_pos))}: damaged at byte {log.end_pos % data.segment_bytes}, entry "
+            f"{log.last_index + 1} ({problem or 'missing'}); entries up to {known} were durable. Restore the "
+            "folder from a copy, or delete it and let the node catch up from its peers (one node at a time, never all of them)"
+        )
+    exact = sync_flush and watermark is not None and watermark.boot_id == boot_id
+    remains = _Remains(data, index, log)
+    if not exact:
+        report.vote_floor = remains.furthest()
+    cut = remains.erase()
+    if cut:
+        report.cut_at, report.cut_bytes = log.end_pos, cut
+        report.notes.append(problem or "bytes behind the last entry")
+    return log
+
+
+class _Scan:
+    """Reads entry after entry from the checkpoint on."""
+
+    def __init__(self, data: SegmentedFile, index: SegmentedFile, checkpoint: Checkpoint) -> None:
+        self._data = data
+        self._index = index
+        self.log = RecoveredLog(
+            checkpoint.index,
+            checkpoint.term,
+            checkpoint.end_pos,
+            checkpoint.chain_crc,
+            list(checkpoint.runs),
+            SessionJournal(checkpoint.session_table(), checkpoint.index),
+            RecoveryReport(from_index=checkpoint.index + 1),
+        )
+
+    def run(self) -> str:
+        """Scan to the end of the valid entries; returns what is wrong there, empty if nothing follows."""
+        while True:
+            start = self._data.start_of(self.log.end_pos)
+            if start not in self._data.starts:
+                return ""
+            problem, rolled = self._scan_segment(start)
+            if not rolled:
+                return problem
+
+    def _scan_segment(self, start: int) -> tuple[str, bool]:
+        """Returns (problem, whether a valid blank record leads to the next segment)."""
+        end = start + self._data.segment_bytes
+        want = _CHUNK_BYTES
+        while True:
+            pos = self.log.end_pos
+            chunk = self._data.read(pos, min(want, end - pos))
+            magic = int.from_bytes(chunk[:4], "big", signed=True) if len(chunk) >= MIN_BLANK_BYTES else 0
+            if magic == 0 or len(chunk) < MIN_BLANK_BYTES:
+                return ("" if not any(chunk) else "zero magic"), False
+            if magic == BLANK_MAGIC:
+                return self._roll(chunk, pos, end)
+            parsed = parse_prefix(
+                chunk, self.log.last_index + 1, self.log.chain_crc, pos=pos, last_term=self.log.last_term
+            )
+            if parsed.slice is not None:
+                self._take(parsed.slice)
+                want = _CHUNK_BYTES
+            elif parsed.short and len(chunk) < end - pos and len(chunk) == want:
+                want *= 4  # one entry larger than the chunk
+                continue
+            if parsed.slice is None or (parsed.problem and not parsed.short and parsed.length == 0):
+                return parsed.problem, False
+
+    def _roll(self, chunk: bytes, pos: int, end: int) -> tuple[str, bool]:
+        _, length = BLANK.unpack_from(chunk)
+        following = self._data.start_of(pos) + self._data.segment_bytes
+        if length != end - pos or following not in self._data.starts:
+            return "blank record", False
+        first = self._data.read(following, HEADER_BYTES)
+        parsed_ok = len(first) == HEADER_BYTES and HEADER.unpack_from(first)[2] == self.log.last_index + 1
+        if not parsed_ok:
+            return "blank record with nothing behind it", False
+        before = self.log.end_pos
+        self.log.end_pos = following
+        probe = self._probe(following)
+        if not probe:
+            self.log.end_pos = before
+            return "the entry behind a blank record is not valid", False
+        return "", True
+
+    def _probe(self, pos: int) -> bool:
+        """Whether a valid entry stands at ``pos``."""
+        size = HEADER.unpack_from(self._data.read(pos, HEADER_BYTES))[1]
+        if not HEADER_BYTES <= size <= self._data.segment_bytes:
+            return False
+        chunk = self._data.read(pos, size)
+        parsed = parse_prefix(chunk, self.log.last_index + 1, self.log.chain_crc, pos=pos, last_term=self.log.last_term)
+        return parsed.slice is not None
+
+    def _take(self, found: Slice) -> None:
+        log = self.log
+        for run in found.terms:
+            if run.term != log.last_term:
+                log.runs.append(run)
+                log.last_term = run.term
+        log.sessions.append(found.sessions)
+        log.last_index = found.last_index
+        log.end_pos = found.end_pos
+        log.chain_crc = found.chain_crc
+        log.report.entries_verified += len(found)
+        log.report.bytes_verified += len(found.data)
+        self._check_index(found)
+
+    def _check_index(self, found: Slice) -> None:
+        """Index records are derived from the data: write those that are missing or wrong."""
+        length = len(found.index_records)
+        pos = found.first_index * INDEX_RECORD_BYTES
+        if _read_across(self._index, pos, length) != found.index_records:
+            self._index.write(pos, (found.index_records,), length)
+            self.log.report.index_records_rewritten += len(found)
+
+
+def _read_across(file: SegmentedFile, pos: int, length: int) -> bytes:
+    """Read over segment boundaries; shorter where there is no file."""
+    parts: list[bytes] = []
+    while length > 0:
+        start = file.start_of(pos)
+        if start not in file.starts:
+            break
+        take = min(length, start + file.segment_bytes - pos)
+        parts.append(file.read(pos, take))
+        pos += take
+        length -= take
+    return b"".join(parts)
+
+
+class _Remains:
+    """What stands behind the last valid entry."""
+
+    def __init__(self, data: SegmentedFile, index: SegmentedFile, log: RecoveredLog) -> None:
+        self._data = data
+        self._index = index
+        self._log = log
+
+    def furthest(self) -> LogId | None:
+        """Return the furthest entry that the remains hint at; None if nothing is left of any.
+
+        Index records behind the end name entries that once were written; headers at their place prove it. Other bytes
+        that are not zero may be anything: then the floor is beyond any index of the last term.
+        """
+        log = self._log
+        found: LogId | None = None
+        index = log.last_index + 1
+        while True:
+            raw = _read_across(self._index, index * INDEX_RECORD_BYTES, _INDEX_CHUNK * INDEX_RECORD_BYTES)
+            records = list(INDEX_RECORD.iter_unpack(raw[: len(raw) - len(raw) % INDEX_RECORD_BYTES]))
+            for magic, _, _, record_index, term in records:
+                if magic != 0 and record_index == index and term >= log.last_term:
+                    found = max(found or LogId(term, index), LogId(term, index))
+                index += 1
+            if len(records) < _INDEX_CHUNK or not any(raw):
+                break
+        if any(length for _, length in self._nonzero()):
+            beyond = LogId(found.term if found else max(log.last_term, 0), _LOST_INDEX)
+            found = max(found or beyond, beyond)
+        return found
+
+    def _nonzero(self) -> list[tuple[int, int]]:
+        """(position, length) of the stretches behind the end that hold anything but zeros."""
+        stretches: list[tuple[int, int]] = []
+        for start in self._data.starts:
+            pos = max(start, self._log.end_pos)
+            end = self._data.data_end(start) if start + self._data.segment_bytes > pos else pos
+            while pos < end:
+                chunk = self._data.read(pos, min(_CHUNK_BYTES, end - pos))
+                if not chunk:
+                    break
+                if chunk.count(0) != len(chunk):
+                    stretches.append((pos, len(chunk)))
+                pos += len(chunk)
+        return stretches
+
+    def erase(self) -> int:
+        """Zero the remains, in data and index, durably; returns how many bytes they spanned."""
+        erased = 0
+        home = self._data.start_of(self._log.end_pos)
+        self._data.drop_after(home)
+        for pos, length in self._nonzero():
+            self._data.zero(pos, length)
+            erased += length
+        self._data.sync()
+        pos = (self._log.last_index + 1) * INDEX_RECORD_BYTES
+        self._index.drop_after(self._index.start_of(pos))
+        start = self._index.start_of(pos)
+        if start in self._index.starts:
+            end = self._index.data_end(start)
+            while pos < end:
+                chunk = self._index.read(pos, min(_CHUNK_BYTES, end - pos))
+                if chunk and chunk.count(0) != len(chunk):
+                    self._index.zero(pos, len(chunk))
+                pos += max(len(chunk), 1)
+        self._index.sync()
+        return erased

@@ -1,0 +1,143 @@
+"""Files of a fixed size that together make one long space of bytes: the log's data, and its index records."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Sequence
+
+from dledger.errors import CorruptLogError
+from dledger.storage.filesystem import FileSystem
+
+__all__ = ["SegmentedFile"]
+
+_NAME_DIGITS = 20
+
+
+class SegmentedFile:
+    """Segments named by their start offset in 20 digits, each exactly ``segment_bytes`` long (sparse at first).
+
+    Reads may come from any thread; writes from one.
+    """
+
+    def __init__(self, fs: FileSystem, directory: str, segment_bytes: int) -> None:
+        self._fs = fs
+        self.directory = directory
+        self.segment_bytes = segment_bytes
+        self._handles: dict[int, int] = {}  # segment start → handle
+        self._lock = threading.Lock()
+        self.dirty: set[int] = set()
+        """Segments written since they were synced."""
+        fs.makedirs(directory)
+        self._starts = self._load()
+
+    def _load(self) -> list[int]:
+        starts = sorted(
+            int(name) for name in self._fs.listdir(self.directory) if len(name) == _NAME_DIGITS and name.isdigit()
+        )
+        for before, after in itertools.pairwise(starts):
+            if after - before != self.segment_bytes:
+                raise CorruptLogError(
+                    f"{self.path(before)} and {self.path(after)} are not {self.segment_bytes} bytes apart: a segment "
+                    "is missing, or the segment size was changed; restore the file, or the former size"
+                )
+        for start in starts:
+            if start % self.segment_bytes:
+                raise CorruptLogError(
+                    f"{self.path(start)} does not start at a multiple of {self.segment_bytes} bytes: the segment size "
+                    "was changed; restore the former size in the configuration"
+                )
+        return starts
+
+    @property
+    def starts(self) -> list[int]:
+        """Where the existing segments start, ascending."""
+        return list(self._starts)
+
+    def path(self, start: int) -> str:
+        return f"{self.directory}/{start:0{_NAME_DIGITS}d}"
+
+    def start_of(self, pos: int) -> int:
+        return pos - pos % self.segment_bytes
+
+    def handle(self, start: int, *, create: bool = False) -> int:
+        """Return the open file of a segment; ``create`` makes it, of full length, its name durable.
+
+        Raises:
+            CorruptLogError: no such segment.
+        """
+        handle = self._handles.get(start)
+        if handle is not None:
+            return handle
+        with self._lock:
+            handle = self._handles.get(start)
+            if handle is not None:
+                return handle
+            path = self.path(start)
+            exists = self._fs.exists(path)
+            if not exists and not create:
+                raise CorruptLogError(f"{path} is missing: restore it, or delete the folder and let the node catch up")
+            handle = self._fs.open(path, create=not exists)
+            if self._fs.size(handle) < self.segment_bytes and create:
+                self._fs.resize(handle, self.segment_bytes)
+                self._fs.sync(handle)
+                self._fs.sync_dir(self.directory)
+            if start not in self._starts:
+                self._starts = sorted([*self._starts, start])
+            self._handles[start] = handle
+            return handle
+
+    def read(self, pos: int, length: int) -> bytes:
+        """Read within one segment."""
+        start = self.start_of(pos)
+        return self._fs.pread(self.handle(start), length, pos - start)
+
+    def write(self, pos: int, buffers: Sequence[bytes], length: int) -> None:
+        """Write ``buffers`` (``length`` bytes) at ``pos``, over as many segments as it takes."""
+        start = self.start_of(pos)
+        at = pos - start
+        if at + length <= self.segment_bytes:
+            self._fs.pwritev(self.handle(start, create=True), buffers, at)
+            self.dirty.add(start)
+            return
+        data = b"".join(buffers)
+        head = self.segment_bytes - at
+        self.write(pos, (data[:head],), head)
+        self.write(start + self.segment_bytes, (data[head:],), length - head)
+
+    def zero(self, pos: int, length: int) -> None:
+        """Write zeros within one segment."""
+        start = self.start_of(pos)
+        self._fs.zero(self.handle(start, create=True), pos - start, length)
+        self.dirty.add(start)
+
+    def data_end(self, start: int) -> int:
+        """Absolute position behind which a segment holds nothing but holes."""
+        return start + min(self._fs.data_end(self.handle(start)), self.segment_bytes)
+
+    def sync(self) -> None:
+        """Make everything written durable."""
+        for start in sorted(self.dirty):
+            self._fs.sync(self.handle(start))
+            self.dirty.discard(start)
+
+    def drop_after(self, start: int) -> bool:
+        """Remove segments behind the one at ``start``; returns whether there were any."""
+        gone = [other for other in self._starts if other > start]
+        for other in reversed(gone):
+            with self._lock:
+                handle = self._handles.pop(other, None)
+                if handle is not None:
+                    self._fs.close(handle)
+                self._fs.unlink(self.path(other))
+                self._starts.remove(other)
+            self.dirty.discard(other)
+        if gone:
+            self._fs.sync_dir(self.directory)
+        return bool(gone)
+
+    def close(self) -> None:
+        with self._lock:
+            for handle in self._handles.values():
+                self._fs.close(handle)
+            self._handles.clear()

@@ -1,0 +1,123 @@
+"""The values that programs get back: entries, results of appends, status."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+
+from dledger.raft.messages import EntryType
+
+__all__ = ["AppendResult", "BatchResult", "Entry", "IndexRun", "NodeStatus", "PeerStatus", "ReadMode"]
+
+
+class ReadMode(enum.Enum):
+    """How fresh a read is. Both show committed entries only."""
+
+    LINEARIZABLE = "linearizable"
+    """Sees everything acknowledged before the call, at any node (ReadIndex, thesis §6.4)."""
+
+    LOCAL_COMMITTED = "local"
+    """What this node knows is committed; may be behind, needs no leader."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One committed entry. ``pos``: byte position of its header over all data segments."""
+
+    index: int
+    term: int
+    pos: int
+    type: EntryType
+    session_id: int
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class IndexRun:
+    """``count`` entries at consecutive indexes, all of one term."""
+
+    first_index: int
+    count: int
+    term: int
+
+
+@dataclass(frozen=True, slots=True)
+class AppendResult:
+    """Where an append stands: on a majority's disk, for good. ``pos`` is -1 where it was not asked of the store."""
+
+    index: int
+    term: int
+    pos: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class BatchResult:
+    """Where a batch stands; one run unless a retry completed what a dead leader had begun."""
+
+    runs: tuple[IndexRun, ...]
+
+    @property
+    def first_index(self) -> int:
+        return self.runs[0].first_index
+
+    @property
+    def last_index(self) -> int:
+        last = self.runs[-1]
+        return last.first_index + last.count - 1
+
+    def indexes(self) -> list[int]:
+        """The index of each entry, in order of the batch."""
+        out: list[int] = []
+        for run in self.runs:
+            out.extend(range(run.first_index, run.first_index + run.count))
+        return out
+
+
+@dataclass(frozen=True, slots=True)
+class PeerStatus:
+    """A peer as this node sees it; log positions are -1 unless this node leads."""
+
+    node_id: str
+    address: str
+    connected: bool
+    match_index: int = -1
+    next_index: int = -1
+    lag_entries: int = -1
+    inflight_count: int = 0
+    state: str = ""
+    last_contact_ms: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStatus:
+    """What one node says of itself. Fields as in ``proto/dledger/v1/admin.proto``."""
+
+    group: str
+    node_id: str
+    address: str
+    role: str
+    term: int
+    vote: str
+    leader_id: str
+    leader_address: str
+    first_index: int
+    last_index: int
+    stable_index: int
+    commit_index: int
+    applied_index: int
+    peers: tuple[PeerStatus, ...] = field(default=())
+    store_path: str = ""
+    store_type: str = ""
+    flush_disk_type: str = ""
+    store_bytes: int = 0
+    disk_free_bytes: int = -1
+    disk_total_bytes: int = -1
+    uptime_ms: int = 0
+    version: str = ""
+    pid: int = 0
+    pending_count: int = 0
+    pending_bytes: int = 0
+    session_count: int = 0
+    role_since_ms: int = 0
+    fsync_p99_us: int = -1
+    note: str = ""
