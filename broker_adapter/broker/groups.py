@@ -115,9 +115,7 @@ class GroupManager:
         if group is not None:
             return group
         if not self._config.auto_create_subscription_group:
-            raise CommandError(
-                ResponseCode.SUBSCRIPTION_GROUP_NOT_EXIST, f"subscription group [{name}] does not exist"
-            )
+            raise CommandError(ResponseCode.SUBSCRIPTION_GROUP_NOT_EXIST, f"subscription group [{name}] does not exist")
         check_group_name(name)
         group = SubscriptionGroup(name)
         self._store_soon(group)

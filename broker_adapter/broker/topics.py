@@ -118,9 +118,7 @@ def _built_in(config: BrokerConfig) -> dict[str, TopicConfig]:
     topics = [
         TopicConfig("SELF_TEST_TOPIC", 1, 1),
         TopicConfig("BenchmarkTest", 1024, 1024),
-        TopicConfig(
-            config.broker_cluster_name, perm=PERM_INHERIT | (both if config.cluster_topic_enable else 0)
-        ),
+        TopicConfig(config.broker_cluster_name, perm=PERM_INHERIT | (both if config.cluster_topic_enable else 0)),
         TopicConfig(config.broker_name, 1, 1, PERM_INHERIT | (both if config.broker_topic_enable else 0)),
         TopicConfig("OFFSET_MOVED_EVENT", 1, 1),
         TopicConfig(SCHEDULE_TOPIC, 18, 18),
@@ -174,9 +172,7 @@ class TopicManager:
         """Return the topic or refuse with TOPIC_NOT_EXIST."""
         config = self._topics.get(topic)
         if config is None:
-            raise CommandError(
-                ResponseCode.TOPIC_NOT_EXIST, f"topic[{topic}] not exist, apply first please!"
-            )
+            raise CommandError(ResponseCode.TOPIC_NOT_EXIST, f"topic[{topic}] not exist, apply first please!")
         return config
 
     def all(self) -> dict[str, TopicConfig]:
@@ -221,7 +217,9 @@ class TopicManager:
             return None
         if default_topic == DEFAULT_TOPIC and not self._config.auto_create_topic_enable:
             return None
-        queues = min(client_queue_nums, template.write_queue_nums) if client_queue_nums > 0 else template.write_queue_nums
+        queues = (
+            min(client_queue_nums, template.write_queue_nums) if client_queue_nums > 0 else template.write_queue_nums
+        )
         return TopicConfig(topic, queues, queues, template.perm & ~PERM_INHERIT, sys_flag)
 
     async def ensure(self, topic: TopicConfig) -> TopicConfig:

@@ -151,7 +151,7 @@ def load_files(folder: str, tables: StateTables) -> None:
     tables.restore(exported)
 
 
-def _read_json(path: str) -> Any:
+def _read_json(path: str) -> object:
     try:
         with open(path, "rb") as file:
             return json.load(file)

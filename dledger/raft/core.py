@@ -150,6 +150,7 @@ class RaftCore:
         self._hard_state_durable = True
         self._verified_index = NO_INDEX  # follower: equal to the leader's log up to here, in this term
         self._leader_lost = False
+        self._unreachable: set[NodeId] = set()  # peers whose connection broke and that were not heard of since
         self._leader_contact_ms = -_FOREVER
         self._no_campaign_until_ms = -_FOREVER
         self._failed_elections = 0
@@ -231,6 +232,7 @@ class RaftCore:
         self._now_ms = now_ms
         if message.sender not in self.configuration.members or message.sender == self.node_id:
             return
+        self._unreachable.discard(message.sender)
         if message.term > self.term and not self._raise_term(message):
             return
         if message.term < self.term:
@@ -359,6 +361,8 @@ class RaftCore:
         self._now_ms = now_ms
         self.disk_full = full
         if full and self.role is Role.LEADER:
+            if self.transferee is not None:
+                return  # told again while a successor takes over; if it does not, `tick` steps down
             try:
                 self.transfer(None, now_ms)
             except ProposalRefusedError:
@@ -369,6 +373,7 @@ class RaftCore:
     def peer_connected(self, peer: NodeId, now_ms: int) -> None:
         """A link came back: whatever was on the way may be lost, so find out where the peer's log stands."""
         self._now_ms = now_ms
+        self._unreachable.discard(peer)
         progress = self.progress.get(peer)
         if progress is not None and not progress.filling:
             progress.become_probe()
@@ -387,6 +392,9 @@ class RaftCore:
             progress.become_probe()
             progress.pause()  # until it answers a heartbeat or reconnects
             progress.broken = True
+        self._unreachable.add(peer)
+        if self.role in {Role.PRE_CANDIDATE, Role.CANDIDATE} and self._everybody_has_answered():
+            self._election_lost()
         if peer == self.leader_id and self.role is Role.FOLLOWER and not self._leader_lost:
             self._leader_lost = True
             delay = self._random.randint(self.options.lost_leader_min_ms, self.options.lost_leader_max_ms)
@@ -601,7 +609,11 @@ class RaftCore:
         if refusal is not None:
             self._refuse_vote(message, refusal)
             return
-        # Let the one who asks go first: two candidates at once split the vote.
+        # Let the one who asks go first: two candidates at once split the vote. Of two who poll each other, one yields.
+        mine = (self.log.last_term, self.log.last_index, self.node_id)
+        if self.role is Role.PRE_CANDIDATE and (message.last_log_term, message.last_log_index, message.sender) > mine:
+            self._set_role(Role.FOLLOWER, None)
+            self._votes = {}
         patience = self._now_ms + 2 * self.options.lost_leader_max_ms
         self._election_due_ms = max(self._election_due_ms, patience)
         self._grant_vote(message)
@@ -676,8 +688,16 @@ class RaftCore:
                 self._campaign(transfer=False)
             else:
                 self._become_leader()
-        elif outcome is VoteOutcome.LOST:
+        elif outcome is VoteOutcome.LOST or self._everybody_has_answered():
             self._election_lost()
+
+    def _everybody_has_answered(self) -> bool:
+        """Whether no vote is to be hoped for any more, though the dead could still decide: a split after a kill -9.
+
+        Only where those that can be reached are a quorum; else there is nothing to hurry for.
+        """
+        reachable = self.configuration.all_voters - self._unreachable
+        return reachable <= self._votes.keys() and has_quorum(self.configuration, reachable)
 
     def _election_lost(self) -> None:
         """Try again soon, and ever later: most losses are split votes between two quick candidates."""
@@ -944,6 +964,9 @@ class RaftCore:
             self._event("transfer_given_up", target=self.transferee)
             self.transferee = None
             self._transfer_deadline_ms = _FOREVER
+            if self.disk_full:
+                self.step_down(now)
+                return
             self._preferred_check_due_ms = (
                 now + 10 * self.options.preferred_check_ms if self.options.preferred_leader_ids else _FOREVER
             )

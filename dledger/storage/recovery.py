@@ -95,7 +95,7 @@ def recover(
         raise CorruptLogError(
             f"{data.path(data.start_of(log.end_pos))}: damaged at byte {log.end_pos % data.segment_bytes}, entry "
             f"{log.last_index + 1} ({problem or 'missing'}); entries up to {known} were durable. Restore the "
-            "folder from a copy, or delete it and let the node catch up from its peers (one node at a time, never all of them)"
+            "folder from a copy, or delete it and let the node catch up from its peers (one at a time, never all)"
         )
     exact = sync_flush and watermark is not None and watermark.boot_id == boot_id
     remains = _Remains(data, index, log)
