@@ -162,9 +162,11 @@ class LocalGroup:
     # ---------------------------------------------------------------- start and stop
 
     async def start(self, timeout: float = 30.0) -> str:
-        """Start every node and wait until a leader has committed; returns its id.
+        """Start every node and wait until a leader has committed and all others know it; returns its id.
 
-        Ports are chosen now. Where another process takes one in between, others are chosen.
+        A node that has never held an entry cannot be told from one that was wiped, and its vote does not count in
+        full: a group may be hurt only when all its nodes have caught up once. Ports are chosen now; where another
+        process takes one in between, others are chosen.
 
         Raises:
             UnavailableError: a node ended, or there is no leader after ``timeout`` seconds; says what it logged.
@@ -174,6 +176,9 @@ class LocalGroup:
             for node in self.nodes.values():
                 self._spawn(node)
             try:
+                await self.wait_leader(timeout)
+                for node_id in self.nodes:
+                    await self.wait_caught_up(node_id, timeout)
                 return await self.wait_leader(timeout)
             except UnavailableError:
                 ended = [node for node in self.nodes.values() if node.pid is None]
@@ -345,7 +350,9 @@ class LocalGroup:
             if node.process is not None and node.pid is None and node.exit_code is None:
                 node.exit_code = node.process.poll()
                 if node.exit_code != -signal.SIGKILL:
-                    raise UnavailableError(f"{node.node_id} ended with {node.exit_code}:\n{node.log_tail()}")
+                    tail = node.log_tail()
+                    last_line = tail.rpartition("\n")[2]
+                    raise UnavailableError(f"{node.node_id} ended with exit code {node.exit_code}: {last_line}\n{tail}")
 
     def describe(self) -> str:
         """Return what each process does, for error messages."""

@@ -62,14 +62,15 @@ class QuickStart:
     async def run(self) -> bool:
         """Run it and print as it goes; True for PASS. The processes are ended unless they are to be kept."""
         group = LocalGroup(self.directory, group=_GROUP)
-        self._say(f"starting three nodes, fsync on, data in {_short(self.directory)}")
+        self._say(f"starting three nodes, data in {_short(self.directory)}")
         kept = False
         try:
             leader = await group.start()
-            for node in group.nodes.values():
-                self._say(
-                    f"{node.node_id} {node.address} pid {node.pid}{'   leader' if node.node_id == leader else ''}"
-                )
+            for node_id, status in (await group.status()).items():
+                node = group.node(node_id)
+                flush = {"SYNC_FLUSH": "fsync on"}.get(status.flush_disk_type, "fsync OFF") if status else "DOWN"
+                role = "  leader" if node_id == leader else ""
+                self._say(f"{node_id}  {node.address}  pid {node.pid}  {flush}{role}")
             await self._append_and_kill(group)
             passed = await self._read_back(group)
             kept = self.keep
@@ -256,8 +257,11 @@ def quickstart(file: Path | None, keep: bool, data_dir: Path) -> int:
     lines = _read_lines(file)
     if not lines:
         raise click.ClickException(f"{file} has no lines; nothing to append")
-    data_dir.mkdir(parents=True, exist_ok=True)
-    directory = Path(tempfile.mkdtemp(prefix="run-", dir=data_dir)).absolute()
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        directory = Path(tempfile.mkdtemp(prefix="run-", dir=data_dir)).absolute()
+    except OSError as error:
+        raise click.ClickException(f"{data_dir}: {error.strerror}") from error
     try:
         passed = run(QuickStart(lines, directory, keep).run())
     except DLedgerError as error:

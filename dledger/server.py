@@ -18,6 +18,7 @@ from dledger.driver.roles import RoleChangeHandler
 from dledger.driver.state_machine import StateMachine
 from dledger.errors import IndexOutOfRangeError
 from dledger.raft.messages import EntryType, NodeId
+from dledger.rpc.options import NetworkOptions
 from dledger.rpc.server import GrpcServer
 from dledger.rpc.transport import GrpcTransport
 from dledger.storage.entry import RawSlice, iter_entries
@@ -76,7 +77,9 @@ class DLedgerServer:
         reader = ThreadExecutor(f"read-{config.self_id}", _READ_THREADS)
         filesystem: FileSystem = MemoryFileSystem(track=False) if config.store_type == "MEMORY" else RealFileSystem()
         store = await disk.run(self._open_store, filesystem)
-        transport = GrpcTransport(config.group, config.self_id, {peer.node_id: peer.address for peer in config.peers})
+        network = NetworkOptions(vote_timeout_ms=config.election_timeout_ms)
+        members = {peer.node_id: peer.address for peer in config.peers}
+        transport = GrpcTransport(config.group, config.self_id, members, network)
         driver = Driver(
             config,
             store,
@@ -88,7 +91,7 @@ class DLedgerServer:
         )
         for handler in self._handlers:
             driver.add_role_change_handler(handler)
-        grpc_server = GrpcServer(driver, transport, config.bind_address)
+        grpc_server = GrpcServer(driver, transport, config.bind_address, network)
         try:
             await grpc_server.start()
         except BaseException:

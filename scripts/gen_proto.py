@@ -54,7 +54,8 @@ def toolchain() -> Path:
         venv.create(VENV_DIR, clear=True, symlinks=True, with_pip=True)
     except (OSError, subprocess.CalledProcessError) as error:
         raise ToolchainError(f"cannot make {VENV_DIR.name}: {error}") from error
-    install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *REQUIREMENTS]
+    install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    install += ["--retries", "1", "--timeout", "10", *REQUIREMENTS]
     result = subprocess.run(install, capture_output=True, text=True, check=False)
     if result.returncode != 0:
         raise ToolchainError(f"cannot install {', '.join(REQUIREMENTS)}:\n{result.stderr.strip()}")

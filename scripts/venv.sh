@@ -2,10 +2,12 @@
 #
 #   ensure_venv EXTRAS    e.g. "ui,fast". Makes .venv if there is none, installs if this tree or the wish has changed.
 #
-# DLEDGER_PYTHON names the interpreter to use; otherwise the newest python3.x (3.11 or newer) on the PATH.
+# DLEDGER_PYTHON names the interpreter to use; otherwise the newest python3.x (3.11 or newer) on the PATH. DLEDGER_VENV
+# names an environment that is to be used as it is: nothing is installed.
 
 repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-venv="$repository/.venv"
+venv=${DLEDGER_VENV:-$repository/.venv}
+venv_is_given=${DLEDGER_VENV:+yes}
 
 say() { printf '%s\n' "$*" >&2; }
 die() { say "$@"; exit 1; }
@@ -42,6 +44,10 @@ stamp_of() {
 
 ensure_venv() {
     local extras=$1 stamp_file="$venv/.dledger-installed-${1//,/-}"
+    if [[ -n $venv_is_given ]]; then
+        export PYTHONPATH="$repository${PYTHONPATH:+:$PYTHONPATH}"
+        return 0
+    fi
     [[ -e $venv ]] || make_venv
     if ! "$venv/bin/python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
         die "$venv does not work (moved, or an old Python); remove it and try again"

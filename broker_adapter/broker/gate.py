@@ -74,6 +74,7 @@ class MasterGate:
         self._sequence = 0
         self._pump: asyncio.Task[None] | None = None
         self._refused: tuple[str, int] | None = None
+        self._last_target: str | None = None
         self._loop = asyncio.get_running_loop()
         self.forwarded_count = 0
         self.held_here_count = 0
@@ -124,16 +125,15 @@ class MasterGate:
     # ------------------------------------------------------------------ the pump
 
     async def _run(self) -> None:
-        last_target: str | None = None
         while self._items:
             target = await self._target()
             if target is None:
                 self._fail_head()
                 continue
-            if target != last_target:
+            if target != self._last_target:
                 # What is still on the way to the old one comes back first, or order would be lost.
                 await self._drain()
-                last_target = target
+                self._last_target = target
                 continue
             item = heapq.heappop(self._items)
             if item.answer.done():
@@ -189,7 +189,7 @@ class MasterGate:
         forwarded = self._forwarded(item)
         # Sent here and now, in order; only the answer is awaited apart.
         future = connection.call(forwarded)
-        self._spawn(self._await_answer(item, target, forwarded, future))
+        self._spawn(self._await_answer(item, target, future, lambda: connection.forget(forwarded)))
 
     def _spawn(self, coroutine: Awaitable[None]) -> None:
         task: asyncio.Task[None] = self._loop.create_task(coroutine)  # type: ignore[arg-type]
@@ -223,11 +223,15 @@ class MasterGate:
             item.answer.set_result(response)
 
     async def _await_answer(
-        self, item: _Item, target: str, forwarded: RemotingCommand, future: asyncio.Future[RemotingCommand]
+        self,
+        item: _Item,
+        target: str,
+        future: asyncio.Future[RemotingCommand],
+        forget: Callable[[], None],
     ) -> None:
         done, _ = await asyncio.wait({future}, timeout=max(0.001, item.deadline - self._loop.time()))
         if not done:
-            future.cancel()
+            forget()
             self._answer(item, ResponseCode.SYSTEM_ERROR, "the master did not answer in time; the outcome is unknown")
             return
         error = future.exception()
@@ -250,6 +254,7 @@ class MasterGate:
         record = self._state.master
         if record is not None and record.address == target:
             self._refused = (record.address, record.term)
+        self._last_target = None
         self._again(item)
 
     def _again(self, item: _Item) -> None:

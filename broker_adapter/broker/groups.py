@@ -122,7 +122,7 @@ class GroupManager:
         return group
 
     def _store_soon(self, group: SubscriptionGroup) -> None:
-        """Store an automatically made group in the background: nothing waits for it, a slave leaves it to its master."""
+        """Store an automatically made group in the background; a slave leaves that to its master."""
         if self._store.role is BrokerRole.SLAVE or group.name in self._storing:
             return
         task = asyncio.get_running_loop().create_task(self._store_quietly(group))

@@ -17,7 +17,7 @@ from dledger.config.peers import split_address
 from dledger.config.values import BadValueError, parse_boolean, parse_bytes, parse_integer, parse_milliseconds
 from dledger.errors import ConfigError
 
-__all__ = ["dledger_config", "load"]
+__all__ = ["dledger_config", "dledger_settings", "load"]
 
 _NAMESRV_VARIABLE: Final = "NAMESRV_ADDR"
 _DLEDGER_ID: Final = re.compile(r"[A-Za-z][0-9]{1,9}")
@@ -218,15 +218,12 @@ def _relocate(problem: str, state: _Load) -> str:
     return f"{place}:{problem[match.end() :].removeprefix(':')}"
 
 
-def dledger_config(config: BrokerConfig) -> DLedgerConfig:
-    """Return the embedded node's configuration.
+def dledger_settings(config: BrokerConfig) -> dict[str, str]:
+    """Return the embedded node's settings, as text by key.
 
     The file's own settings of the log win; what it does not say comes from the broker's keys as upstream maps them:
     ``mappedFileSizeCommitLog`` is the data segment's length, ``maxMessageSize`` (with room for the other fields) the
     largest entry.
-
-    Raises:
-        ConfigError: values that do not go together.
     """
     settings = dict(config.dledger_settings)
     settings.setdefault("dLegerGroup", config.dledger_group)
@@ -238,4 +235,13 @@ def dledger_config(config: BrokerConfig) -> DLedgerConfig:
     entry = min(config.max_message_size_bytes + _ENTRY_OVERHEAD_BYTES, _MAX_ENTRY_BYTES - 48)
     room = int(config.mapped_file_size_commit_log_bytes) - 56
     settings.setdefault("maxEntryBytes", str(min(entry, room)))
-    return DLedgerConfig.from_file(None, settings, env={})
+    return settings
+
+
+def dledger_config(config: BrokerConfig) -> DLedgerConfig:
+    """Return the embedded node's configuration.
+
+    Raises:
+        ConfigError: values that do not go together.
+    """
+    return DLedgerConfig.from_file(None, dledger_settings(config), env={})

@@ -9,7 +9,7 @@ from typing import Final
 
 import structlog
 
-from broker_adapter.remoting.connection import Handler, RemotingConnection
+from broker_adapter.remoting.connection import Handler, RemotingConnection, format_address
 from broker_adapter.remoting.frame import DEFAULT_MAX_FRAME_BYTES
 from dledger.errors import UnexpectedArgumentError
 
@@ -48,22 +48,52 @@ class RemotingServer:
         self.handlers[int(code)] = handler
 
     async def listen(self, host: str | None, port: int) -> int:
-        """Listen (``host`` None: every interface); returns the port, which 0 has picked.
+        """Listen (``host`` None: every interface) and serve; returns the port, which 0 has picked.
 
         Raises:
             UnexpectedArgumentError: the port is in use or the address is not this machine's.
         """
+        bound = await self.bind(host, port)
+        await self.serve()
+        return bound
+
+    async def bind(self, host: str | None, port: int) -> int:
+        """Take a port without listening on it: connections are refused until `serve`. Returns the port.
+
+        Raises:
+            UnexpectedArgumentError: as `listen`.
+        """
         loop = asyncio.get_running_loop()
         try:
-            server = await loop.create_server(lambda: RemotingConnection(self), host, port, backlog=1024)
+            server = await loop.create_server(
+                lambda: RemotingConnection(self), host, port, backlog=1024, start_serving=False
+            )
         except OSError as error:
-            where = f"{host or '*'}:{port}"
-            what = "the port is in use" if error.errno == errno.EADDRINUSE else (error.strerror or str(error))
-            raise UnexpectedArgumentError(f"cannot listen on {where}: {what}") from None
+            raise self._cannot_listen(error, f"{host or '*'}:{port}") from None
         self._servers.append(server)
-        if self._idle_task is None:
-            self._idle_task = loop.create_task(self._close_idle(), name="remoting-idle")
         return int(server.sockets[0].getsockname()[1])
+
+    async def serve(self) -> None:
+        """Listen on every port that was bound.
+
+        Raises:
+            UnexpectedArgumentError: another process listens on one of them.
+        """
+        for server in self._servers:
+            if server.is_serving():
+                continue
+            where = format_address(*server.sockets[0].getsockname()[:2])
+            try:
+                await server.start_serving()
+            except OSError as error:
+                raise self._cannot_listen(error, where) from None
+        if self._idle_task is None:
+            self._idle_task = asyncio.get_running_loop().create_task(self._close_idle(), name="remoting-idle")
+
+    @staticmethod
+    def _cannot_listen(error: OSError, where: str) -> UnexpectedArgumentError:
+        what = "the port is in use" if error.errno == errno.EADDRINUSE else (error.strerror or str(error))
+        return UnexpectedArgumentError(f"cannot listen on {where}: {what}")
 
     async def _close_idle(self) -> None:
         loop = asyncio.get_running_loop()

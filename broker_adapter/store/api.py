@@ -333,6 +333,9 @@ class MessageStore(Protocol):
     async def stop(self) -> None:
         """Flush, write the checkpoints, close. In DLedger mode leadership is handed over first. Twice is fine."""
 
+    async def wait_failed(self) -> BaseException:
+        """Return once the store has failed for good (disk, broken invariant): the broker must end. Never otherwise."""
+
     @property
     def role(self) -> BrokerRole: ...
 

@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from struct import Struct
 from typing import Any, Final, TypeVar
 
@@ -46,9 +47,10 @@ from broker_adapter.store.consume_queue import BLANK_SIZE, UNIT, UNIT_BYTES, Con
 from broker_adapter.store.files import ColdReadError, FdPool, sync_paths, warm
 from broker_adapter.store.logic import LogicStore, now_ms
 from broker_adapter.store.state import StateTables
+from dledger.errors import StorageError
 from dledger.raft.messages import invariant
 
-__all__ = ["BaseMessageStore", "message_illegal", "service_not_available"]
+__all__ = ["BaseMessageStore", "NotReadableYetError", "message_illegal", "service_not_available"]
 
 _CHECK: Final = Struct(">iI20xq")
 _HEAD_BYTES: Final = 36
@@ -56,6 +58,10 @@ _STORE_TIME: Final = Struct(">i16xq")
 _LONG: Final = Struct(">q")
 _WARM_ROUNDS: Final = 64
 _FILTER_UNITS: Final = 800  # upstream looks at 16000 bytes of units in one pull, or 20 times the messages wanted
+_SPAN_BYTES: Final = 256 * 1024
+_SPARSE: Final = 8
+_READABLE_WITHIN_S: Final = 2.0
+_READABLE_STEP_S: Final = 0.05
 _GIB: Final = 1024**3
 _SLAVE_RATIO_LESS: Final = 10
 
@@ -68,6 +74,56 @@ def message_illegal(remark: str) -> PutResult:
 
 def service_not_available(remark: str) -> PutResult:
     return PutResult(PutMessageStatus.SERVICE_NOT_AVAILABLE, remark=remark)
+
+
+class _Window:
+    """Messages of one pull out of the log: neighbours come with one read rather than one each."""
+
+    __slots__ = ("_base", "_data", "_max_count", "_now", "_store", "units")
+
+    def __init__(
+        self, store: BaseMessageStore, units: list[tuple[int, int, int]], max_count: int, *, now: bool
+    ) -> None:
+        self._store = store
+        self.units = units
+        self._max_count = max_count
+        self._now = now
+        self._base = 0
+        self._data = b""
+
+    def message(self, number: int) -> bytes | None:
+        """The message of a unit."""
+        physical, size, _ = self.units[number]
+        at = physical - self._base
+        if not 0 <= at <= len(self._data) - size:
+            length = self._span(number)
+            if length > size:
+                self._data = self._store.read_span(physical, length, now=self._now)
+                self._base = physical
+                at = 0
+        data = self._data
+        if 0 <= at <= len(data) - size and _CHECK.unpack_from(data, at) == (size, MESSAGE_MAGIC, physical):
+            return data[at : at + size]
+        return self._store.read_message(physical, size, now=self._now)
+
+    def _span(self, number: int) -> int:
+        """How much to read from here: as many of the wanted units as stand close together."""
+        units = self.units
+        start, size, _ = units[number]
+        span = wanted = size
+        for physical, size, _ in units[number + 1 : number + self._max_count]:
+            reach = physical + size - start
+            wanted += size
+            if not 0 < reach <= _SPAN_BYTES or reach > _SPARSE * wanted:
+                break
+            span = reach
+        return span
+
+
+class NotReadableYetError(StorageError):
+    """A committed message is not in this node's file yet (its own disk lags behind the majority's)."""
+
+    default_retriable = True
 
 
 class BaseMessageStore:
@@ -158,11 +214,16 @@ class BaseMessageStore:
     async def _warmed(self, read: Callable[[bool], T]) -> T:
         """Run ``read(now=True)``; what is not in memory is first read by a thread."""
         loop = asyncio.get_running_loop()
+        deadline = loop.time() + _READABLE_WITHIN_S
         for _ in range(_WARM_ROUNDS):
             try:
                 return read(True)
             except ColdReadError as cold:
                 await loop.run_in_executor(self._reader, warm, cold.path, cold.offset, cold.length)
+            except NotReadableYetError:
+                if loop.time() > deadline:
+                    raise
+                await asyncio.sleep(_READABLE_STEP_S)
         return read(False)
 
     def _memory_limit(self) -> int:
@@ -233,7 +294,8 @@ class BaseMessageStore:
         buffers, cache = result.buffers, self.logic.cache
         byte_count = looked = 0
         skip_below = pulled = -1
-        for physical, size, tags in UNIT.iter_unpack(units):
+        window = _Window(self, list(UNIT.iter_unpack(units)), max_count, now=now)
+        for number, (physical, size, tags) in enumerate(window.units):
             if size == BLANK_SIZE:
                 looked += 1
                 continue
@@ -253,7 +315,7 @@ class BaseMessageStore:
             pulled = physical
             if physical < skip_below or (codes is not None and tags not in codes):
                 continue
-            buffer = cache.get(physical) or self._read_message(physical, size, now=now)
+            buffer = cache.get(physical) or window.message(number)
             if buffer is None:
                 if not buffers:
                     result.status = GetMessageStatus.MESSAGE_WAS_REMOVING
@@ -269,6 +331,16 @@ class BaseMessageStore:
             result.backlog_bytes = end - pulled
             result.suggest_pulling_from_slave = result.backlog_bytes > memory
         return result
+
+    def read_span(self, physical: int, length: int, *, now: bool) -> bytes:
+        """Visible bytes of the log, not verified; fewer at the end of a file."""
+        if physical < self.min_physical_offset:
+            return b""
+        return self._read_log(physical, min(length, self.max_physical_offset - physical), now=now)
+
+    def read_message(self, physical: int, size: int, *, now: bool) -> bytes | None:
+        """One visible message, verified; None where it is not there any more."""
+        return self._read_message(physical, size, now=now)
 
     def _read_message(self, physical: int, size: int, *, now: bool) -> bytes | None:
         """One message from the log, None unless exactly it stands there."""
@@ -333,7 +405,7 @@ class BaseMessageStore:
         sys_flag, plain = _STORE_TIME.unpack_from(message, 36)
         return int(plain if not sys_flag & SysFlag.BORN_HOST_V6 else _LONG.unpack_from(message, 68)[0])
 
-    def _unit_time(self, queue: ConsumeQueue, offset: int, *, now: bool) -> int:
+    def _unit_time(self, queue: ConsumeQueue, offset: int, now: bool) -> int:
         unit = queue.unit(offset, now=now)
         return -1 if unit is None else self._store_time(unit[0], unit[1], now=now)
 
@@ -345,7 +417,7 @@ class BaseMessageStore:
         low, high = queue.min_offset, queue.next_offset
         while low < high:
             middle = (low + high) // 2
-            stored = await self._warmed(lambda now, at=middle: self._unit_time(queue, at, now=now))
+            stored = await self._warmed(partial(self._unit_time, queue, middle))
             if stored < timestamp:
                 low = middle + 1
             else:
@@ -357,7 +429,7 @@ class BaseMessageStore:
         queue = self.logic.find(topic, queue_id)
         if queue is None or not queue.min_offset <= offset < queue.next_offset:
             return -1
-        return await self._warmed(lambda now: self._unit_time(queue, offset, now=now))
+        return await self._warmed(partial(self._unit_time, queue, offset))
 
     async def query_message(self, topic: str, key: str, max_count: int, begin: int, end: int) -> QueryResult:
         """See ``MessageStore.query_message``."""

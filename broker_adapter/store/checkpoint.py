@@ -13,6 +13,7 @@ import contextlib
 import json
 import os
 from dataclasses import dataclass, field
+from pathlib import Path
 from struct import Struct
 from typing import Any, Final
 from zlib import crc32
@@ -21,7 +22,7 @@ import structlog
 
 from broker_adapter.store.files import storage_error
 
-__all__ = ["LogicCheckpoint", "StoreTimestamps", "boot_id", "write_atomically"]
+__all__ = ["LogicCheckpoint", "StoreTimestamps", "boot_id", "remove_abort", "touch_abort", "write_atomically"]
 
 _TIMES: Final = Struct(">qqq")
 _FILE_BYTES: Final = 4096
@@ -33,6 +34,19 @@ def boot_id() -> str:
     with contextlib.suppress(OSError), open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
         return file.read().strip()
     return ""
+
+
+def touch_abort(root: str) -> bool:
+    """Create upstream's ``abort`` file, which stands while the broker runs. True: it stood, the last stop was none."""
+    path = Path(root, "abort")
+    stood = path.exists()
+    path.touch()
+    return stood
+
+
+def remove_abort(root: str) -> None:
+    """The broker has stopped in good order."""
+    Path(root, "abort").unlink(missing_ok=True)
 
 
 def write_atomically(path: str, data: bytes) -> None:

@@ -54,6 +54,8 @@ def append(
     async def body(client: LedgerClient) -> int:
         if text is not None and text != "-":
             return await _append_one(client, os.fsencode(text), output, json_lines)
+        if sys.stdin.isatty():
+            click.echo("reading standard input, one entry per line; Ctrl-D ends it", err=True)
         return await _StreamAppend(client, output, json_lines).run()
 
     return run(with_client(target, body, timeout=timeout))
@@ -93,18 +95,23 @@ class _StreamAppend:
         lines = _StandardInput(asyncio.get_running_loop())
         with self._progress:
             try:
-                while not self._failures and (chunk := await lines.next_lines()):
+                while not self._stopped and (chunk := await lines.next_lines()):
                     for line in chunk:
-                        if self._failures:
+                        if self._stopped:
                             break
                         await appender.submit(line)
             finally:
                 lines.close()
             await appender.drain()
-        self._stdout.flush()
+        self._flush()
         if self._closed_stdout is not None:
             raise self._closed_stdout
         return await self._finish(appender.submitted)
+
+    @property
+    def _stopped(self) -> bool:
+        """Whether nothing more is to be read: a line has failed, or nobody reads the acknowledgements."""
+        return bool(self._failures) or self._closed_stdout is not None
 
     def _on_ack(self, line: int, body: bytes, result: AppendResult) -> None:
         self._acknowledged += 1
@@ -117,7 +124,10 @@ class _StreamAppend:
 
     def _print(self, text: bytes) -> None:
         """Write now, flush once for all acknowledgements that came together."""
-        self._stdout.write(text)
+        try:
+            self._stdout.write(text)
+        except BrokenPipeError as error:
+            self._closed_stdout = error
         if not self._flush_planned:
             self._flush_planned = True
             asyncio.get_running_loop().call_soon(self._flush)

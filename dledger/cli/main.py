@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 import sys
 from collections.abc import Sequence
@@ -32,14 +33,19 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
 """Verb → (where it is, one line of help). The help stands here so that ``dledger --help`` imports none of them."""
 
 
+def _is_there(name: str) -> bool:
+    """Whether this installation has the command: packages for developers may be left out. Imports no command."""
+    return name in COMMANDS and importlib.util.find_spec(COMMANDS[name][0].partition(":")[0]) is not None
+
+
 class _LazyGroup(click.Group):
     """A group whose commands are imported when they are run."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
+        return [name for name in COMMANDS if _is_there(name)]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in COMMANDS:
+        if not _is_there(cmd_name):
             return None
         module_name, _, attribute = COMMANDS[cmd_name][0].partition(":")
         command = getattr(importlib.import_module(module_name), attribute)
@@ -47,7 +53,7 @@ class _LazyGroup(click.Group):
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+            formatter.write_dl([(name, COMMANDS[name][1]) for name in self.list_commands(ctx)])
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Exit codes"):
@@ -98,6 +104,7 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the ``dledger`` command and leave the process with its exit code."""
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # else gRPC reports every peer that stops on standard error
     try:
         code = _run(arguments)
         sys.stdout.flush()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import signal
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -44,13 +45,36 @@ _PERHAPS_NO_QUORUM = (
 
 
 def run(main: Coroutine[Any, Any, _T]) -> _T:
-    """Run a coroutine to its end, on uvloop where that is installed."""
+    """Run a coroutine to its end, on uvloop where that is installed. SIGTERM cancels it, so that it tidies up.
+
+    Raises:
+        click.Abort: SIGTERM came.
+    """
     try:
         from uvloop import new_event_loop
     except ImportError:
-        return asyncio.run(main)
+        return asyncio.run(_until_terminated(main))
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
-        return runner.run(main)
+        return runner.run(_until_terminated(main))
+
+
+async def _until_terminated(main: Coroutine[Any, Any, _T]) -> _T:
+    task = asyncio.ensure_future(main)
+    terminated = False
+
+    def terminate() -> None:
+        nonlocal terminated
+        terminated = True
+        task.cancel()
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, terminate)
+    try:
+        return await task
+    except asyncio.CancelledError:
+        # Either way the task has ended by now, its clean-up included.
+        if terminated:
+            raise click.Abort from None
+        raise
 
 
 def majority(count: int) -> int:

@@ -26,6 +26,9 @@ _POLL_S: Final = 0.05
 @target_options
 @output_option("table", "json")
 @click.option("--wait", type=seconds, metavar="TIME", help="Wait this long for a leader that has committed.")
+@click.option(
+    "--up", "nodes_up", type=click.IntRange(min=1), help="With --wait: until so many nodes have caught up, too."
+)
 @click.option("--not", "other_than", metavar="NODE", help="With --wait: for another leader than this one.")
 def status(
     peers: str | None,
@@ -33,6 +36,7 @@ def status(
     config_file: str | None,
     output: str,
     wait: float | None,
+    nodes_up: int | None,
     other_than: str | None,
 ) -> int:
     """Show every node: role, term, log and lag. A dead node stays in the table as DOWN.
@@ -43,7 +47,7 @@ def status(
 
     async def body(client: LedgerClient) -> int:
         if wait is not None:
-            await _wait_for_leader(client, wait, target.group, other_than)
+            await _wait_for_leader(client, wait, target.group, nodes_up or 1, other_than)
         view = GroupView(target.group, await client.status())
         click.echo(json.dumps(view.as_json(), ensure_ascii=False) if output == "json" else view.as_table())
         if view.exit_code is ExitCode.UNREACHABLE:
@@ -55,15 +59,25 @@ def status(
     return run(with_client(target, body, timeout=1.0, session=False))
 
 
-async def _wait_for_leader(client: LedgerClient, seconds_left: float, group: str, other_than: str | None) -> None:
-    """Return when a leader has committed in its own term (a linearizable read proves it) or the time is up."""
+async def _wait_for_leader(
+    client: LedgerClient, seconds_left: float, group: str, nodes_up: int, other_than: str | None
+) -> None:
+    """Return when a leader has committed in its own term (a linearizable read proves it) or the time is up.
+
+    ``nodes_up``: this many nodes must know of what was committed when the leader was first seen. ``other_than``: the
+    leader must be another node.
+    """
+    wanted: int | None = None
     deadline = asyncio.get_running_loop().time() + seconds_left
     while asyncio.get_running_loop().time() < deadline:
         try:
-            await client.commit_index()
+            committed = await client.commit_index()
         except DLedgerError:
             pass
         else:
-            if other_than is None or GroupView(group, await client.status()).leader_id not in {None, other_than}:
+            wanted = committed if wanted is None else wanted
+            view = GroupView(group, await client.status())
+            caught_up = sum(1 for row in view.rows if row.commit_index >= wanted)
+            if view.leader_id not in {None, other_than} and caught_up >= nodes_up:
                 return
         await asyncio.sleep(_POLL_S)

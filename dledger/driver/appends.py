@@ -213,7 +213,9 @@ class Appends:
             repeated = []
         else:
             raise PendingFullError("this sequence is being appended right now; ask again")
-        nexts[batch.session_id] = batch.first_sequence + count
+        if sum(known for _, known in repeated) < count:
+            # Only fresh entries run ahead of the table; retries that stand in it prove nothing about the next batch.
+            nexts[batch.session_id] = batch.first_sequence + count
         return repeated
 
     def _await_repeated(self, batch: WaitingBatch, repeated: list[tuple[int, int]]) -> None:

@@ -1037,7 +1037,9 @@ class RaftCore:
         if not alive:
             raise ProposalRefusedError(RefusalReason.UNREACHABLE, "no follower")
         preferred = self.options.preferred_leader_ids
-        return max(alive, key=lambda peer: (peer in preferred, self.progress[peer].match_index, peer))
+        near = self.log.last_index - self.options.max_transfer_lag
+        matches = {peer: self.progress[peer].match_index for peer in alive}
+        return max(alive, key=lambda peer: (matches[peer] >= near, peer in preferred, matches[peer], peer))
 
     def _send_timeout_now_if_ready(self, peer: NodeId) -> None:
         """The transferee has everything: let it campaign. Repeated on each heartbeat while the transfer runs."""

@@ -115,7 +115,8 @@ class SimDisk:
         self.locks: dict[str, Process] = {}
         self._durable_names: dict[str, _File] = {}
         self._pending_names: list[tuple[str, str | None, _File | None]] = []  # (path, renamed from, file or gone)
-        self.syncs = self.writes = 0
+        self.syncs = self.writes = self.syncs_failed = 0
+        self.was_full = False
 
     # --- what the file system does; OSError as from the kernel ---
 
@@ -153,6 +154,7 @@ class SimDisk:
         self.syncs += 1
         if self.sync_errors > 0:
             self.sync_errors -= 1
+            self.syncs_failed += 1
             for offset, data in file.pending:
                 if self._rng.random() < 0.5:
                     file.settle(offset, data)
@@ -200,7 +202,22 @@ class SimDisk:
                 self._durable_names[path] = file
         del self._pending_names[:count]
 
+    def durable_bytes(self, path: str) -> bytearray | None:
+        """What a power failure would leave of a file at least; None if not even its name. Not to be changed."""
+        file = self._durable_names.get(path)
+        return None if file is None else file.durable
+
     # --- faults ---
+
+    @property
+    def betrayed(self) -> bool:
+        """Whether this disk has ever failed a sync or lost what it had called durable."""
+        return self.syncs_failed > 0 or bool(self.damage)
+
+    def fill(self, full: bool) -> None:
+        """Leave no room, or make some again."""
+        self.full = full
+        self.was_full |= full
 
     def note_damage(self, what: str) -> None:
         self.damage.append(what)

@@ -26,7 +26,7 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from random import Random
 from typing import Any, Final, NoReturn, TypeVar, cast
 
-__all__ = ["Process", "SimDeadlockError", "SimLivelockError", "SimLoop", "current_process"]
+__all__ = ["Process", "SimDeadlockError", "SimLivelockError", "SimLoop", "current_process", "new_loop"]
 
 _T = TypeVar("_T")
 
@@ -46,15 +46,19 @@ class SimLivelockError(Exception):
 
 
 class Process:
-    """A simulated operating system process: what can be paused, resumed and killed as a whole."""
+    """A simulated operating system process: what can be paused, resumed and killed as a whole.
 
-    __slots__ = ("alive", "context", "name", "parked", "paused", "tasks")
+    ``observer``, if set, is called after each callback of the process; what it raises ends the run.
+    """
+
+    __slots__ = ("alive", "context", "name", "observer", "parked", "paused", "tasks")
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.alive = True
         self.paused = False
         self.parked: list[_SimHandle] = []
+        self.observer: Callable[[], None] | None = None
         self.tasks: list[asyncio.Task[Any]] = []
         self.context = contextvars.Context()
         self.context.run(_PROCESS.set, self)
@@ -287,6 +291,8 @@ class SimLoop(asyncio.AbstractEventLoop):
                     process.parked.append(cast(_SimHandle, handle))
                 continue
             handle._run()
+            if process is not None and process.observer is not None:
+                process.observer()
         self.callbacks += count
 
     def _advance(self) -> None:
@@ -430,3 +436,8 @@ class SimLoop(asyncio.AbstractEventLoop):
 
     async def shutdown_default_executor(self, timeout: float | None = None) -> None:
         """Nothing to do: there is none."""
+
+
+def new_loop(rng: Random, *, shuffle: bool = True) -> SimLoop:
+    """Return a new loop. (What asyncio's abstract loop has for sockets, signals and child processes stays unmade.)"""
+    return SimLoop(rng, shuffle=shuffle)  # type: ignore[abstract]

@@ -13,7 +13,7 @@ with the entries parsed as the codec would.
 from __future__ import annotations
 
 import contextvars
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from random import Random
 from typing import Final
@@ -127,6 +127,8 @@ class Network:
         self._cut_number = 0
         self._clogged_until: dict[tuple[NodeId, NodeId], float] = {}
         self._last_arrival: dict[tuple[NodeId, NodeId], float] = {}
+        self.on_send: Callable[[SimTransport, NodeId, Message], None] = lambda _end, _peer, _message: None
+        """Sees every message before the network does anything to it."""
         self.sent = self.lost = self.duplicated = 0
 
     # --- ends ---
@@ -197,6 +199,18 @@ class Network:
         if self._cuts.get((source, target)) == number:
             self.break_connection(source, target)
 
+    def hang(self, node: NodeId, process: Process) -> None:
+        """A process was stopped: some seconds later keepalive breaks its connections, if it still is."""
+        self._loop.call_later(
+            self._rng.uniform(*_KEEPALIVE_S), self._hung, node, process, context=contextvars.Context()
+        )
+
+    def _hung(self, node: NodeId, process: Process) -> None:
+        if process.alive and process.paused:
+            for peer in self._members:
+                if peer != node:
+                    self.break_connection(node, peer)
+
     def heal(self, source: NodeId | None = None, target: NodeId | None = None) -> None:
         """Mend one link, or all."""
         if source is None or target is None:
@@ -219,6 +233,7 @@ class Network:
     def send(self, end: SimTransport, peer: NodeId, message: Message) -> None:
         """Put a message on the way, or lose it."""
         self.sent += 1
+        self.on_send(end, peer, message)
         options, rng = self.options, self._rng
         source = end.node_id
         vote = isinstance(message, RequestVote | RequestVoteResponse)  # these have a call of their own

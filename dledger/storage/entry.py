@@ -30,7 +30,7 @@ from typing import Final
 
 import google_crc32c
 
-from dledger.errors import DLedgerError, ResponseCode
+from dledger.errors import DLedgerError, EntryTooLargeError, ResponseCode
 from dledger.raft.messages import EntryType, TermRun
 from dledger.types import Entry
 
@@ -163,8 +163,10 @@ def encode_groups(
     """Lay out entries at ``pos`` and return them as slices, one for each segment touched.
 
     ``pos`` is the current end of the log; where an entry does not fit the rest of the segment, the next slice starts at
-    the next segment and the caller fills the gap with a blank record. The caller has checked that every entry fits a
-    segment. About one microsecond an entry.
+    the next segment and the caller fills the gap with a blank record. About one microsecond an entry.
+
+    Raises:
+        EntryTooLargeError: an entry that does not fit a whole segment.
     """
     slices: list[Slice] = []
     parts: list[bytes] = []
@@ -201,6 +203,8 @@ def encode_groups(
                 limit += segment_bytes
                 run_start = slice_index = index
                 slice_chain = chain
+                if pos + size > limit:
+                    raise EntryTooLargeError(f"an entry of {length} bytes does not fit a segment of {segment_bytes}")
             if hook is not None:
                 body = hook(pos, body)  # noqa: PLW2901 - the hooked body is the body from here on
             body_crc = _crc(body)

@@ -18,6 +18,7 @@ from dledger.errors import DiskFullError, StorageFailedError, StoreLockedError
 __all__ = ["FileSystem", "RealFileSystem"]
 
 _NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_READ_ONLY: Final = frozenset({errno.EACCES, errno.EROFS, errno.EPERM})
 _IOV_MAX: Final = 1024
 _ZEROS: Final = bytes(1024 * 1024)
 
@@ -25,7 +26,8 @@ _ZEROS: Final = bytes(1024 * 1024)
 class FileSystem(Protocol):
     """Every call blocks. Writes write all or raise. Paths use ``/``."""
 
-    def makedirs(self, path: str) -> None: ...
+    def makedirs(self, path: str) -> None:
+        """Make a folder and those above it, durably; one that is there already is fine."""
 
     def listdir(self, path: str) -> list[str]:
         """Names in a folder, sorted; empty if there is no such folder."""
@@ -56,7 +58,7 @@ class FileSystem(Protocol):
         """An offset behind which the file holds nothing but holes."""
 
     def sync(self, handle: int) -> None:
-        """Make a file's data durable (fdatasync)."""
+        """Make a file's data durable (fdatasync). Every failure is a `StorageFailedError`, a full disk's too."""
 
     def sync_dir(self, path: str) -> None:
         """Make a folder's entries durable."""
@@ -72,7 +74,10 @@ class FileSystem(Protocol):
         """(free, total) bytes; (-1, -1) where that is not known."""
 
     def boot_id(self) -> str:
-        """Names the boot of the machine: page cache written before survives as long as this is the same."""
+        """Names the boot of the machine: page cache written before survives as long as this is the same.
+
+        Empty where it is not known: then every start counts as one after a power failure.
+        """
 
 
 @contextlib.contextmanager
@@ -85,12 +90,29 @@ def _typed(action: str, path: object) -> Iterator[None]:
         raise StorageFailedError(f"{action} {path}: {error.strerror or error}") from error
 
 
+@contextlib.contextmanager
+def _final(action: str, path: object) -> Iterator[None]:
+    """As `_typed`, but no error may be retried: after a failed sync, for want of space too, the pages may be gone."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageFailedError(f"{action} {path}: {error.strerror or error}") from error
+
+
 class RealFileSystem:
     """The operating system's files."""
 
+    def __init__(self) -> None:
+        self._paths: dict[int, str] = {}  # open handle → path, for messages
+
     def makedirs(self, path: str) -> None:
+        if os.path.isdir(path):
+            return
+        parent = os.path.dirname(os.path.abspath(path))
+        self.makedirs(parent)
         with _typed("create folder", path):
             os.makedirs(path, exist_ok=True)
+        self.sync_dir(parent)
 
     def listdir(self, path: str) -> list[str]:
         with _typed("list", path):
@@ -101,13 +123,24 @@ class RealFileSystem:
 
     def open(self, path: str, *, create: bool = False) -> int:
         with _typed("open", path):
-            return os.open(path, os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0), 0o644)
+            try:
+                handle = os.open(path, os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0), 0o644)
+            except OSError as error:
+                if create or error.errno not in _READ_ONLY:
+                    raise
+                handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # a copy to look at; a write will say so
+        self._paths[handle] = path
+        return handle
 
     def close(self, handle: int) -> None:
+        self._paths.pop(handle, None)
         os.close(handle)
 
+    def _path(self, handle: int) -> str:
+        return self._paths.get(handle, f"handle {handle}")
+
     def pread(self, handle: int, length: int, offset: int) -> bytes:
-        with _typed("read", handle):
+        with _typed("read", self._path(handle)):
             data = os.pread(handle, length, offset)
             if len(data) == length or not data:
                 return data
@@ -122,7 +155,7 @@ class RealFileSystem:
         self.pwritev(handle, (data,), offset)
 
     def pwritev(self, handle: int, buffers: Sequence[bytes], offset: int) -> None:
-        with _typed("write", handle):
+        with _typed("write", self._path(handle)):
             for at in range(0, len(buffers), _IOV_MAX):
                 some = buffers[at : at + _IOV_MAX]
                 length = sum(map(len, some))
@@ -138,7 +171,7 @@ class RealFileSystem:
             offset += written
 
     def zero(self, handle: int, offset: int, length: int) -> None:
-        with _typed("write", handle):
+        with _typed("write", self._path(handle)):
             while length > 0:
                 length_now = min(length, len(_ZEROS))
                 self._finish(handle, memoryview(_ZEROS)[:length_now], offset)
@@ -146,7 +179,7 @@ class RealFileSystem:
                 length -= length_now
 
     def resize(self, handle: int, length: int) -> None:
-        with _typed("resize", handle):
+        with _typed("resize", self._path(handle)):
             os.ftruncate(handle, length)
 
     def size(self, handle: int) -> int:
@@ -163,11 +196,11 @@ class RealFileSystem:
             return self.size(handle)  # a file system without holes
 
     def sync(self, handle: int) -> None:
-        with _typed("fdatasync", handle):
+        with _final("fdatasync", self._path(handle)):
             os.fdatasync(handle)
 
     def sync_dir(self, path: str) -> None:
-        with _typed("fsync folder", path):
+        with _final("fsync folder", path):
             handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
             try:
                 os.fsync(handle)
@@ -186,15 +219,18 @@ class RealFileSystem:
         handle = self.open(path, create=True)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except OSError as error:
             owner = os.pread(handle, 32, 0).decode("ascii", "replace").strip() or "unknown"
-            os.close(handle)
+            self.close(handle)
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                raise StorageFailedError(f"lock {path}: {error.strerror}") from error
             raise StoreLockedError(
                 f"{os.path.dirname(path)} is in use by process {owner}: two nodes cannot share one folder; "
                 "stop that process or give this node another storePathRootDir"
             ) from None
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
+        with _typed("write", path):
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
         return handle
 
     def disk_space(self, path: str) -> tuple[int, int]:

@@ -9,11 +9,18 @@ written.
 
 from __future__ import annotations
 
+import contextlib
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from dledger.errors import CorruptLogError, IndexOutOfRangeError, StorageFailedError
+from dledger.errors import (
+    CorruptLogError,
+    DiskFullError,
+    IndexOutOfRangeError,
+    StorageFailedError,
+    UnexpectedArgumentError,
+)
 from dledger.raft.messages import NO_INDEX, UNKNOWN_FLOOR, HardState, LogId, TermRun, invariant
 from dledger.storage.entry import (
     BLANK,
@@ -57,10 +64,21 @@ class StoreOptions:
     """Acknowledge after fdatasync (SYNC_FLUSH), or from the page cache (ASYNC_FLUSH)."""
     checkpoint_bytes: int = 16 * 1024**2
     """Committed log between two checkpoints: what opening must verify at most, about."""
+    checkpoint_entries: int = 100_000
+    """The same in entries: verifying costs by the entry where entries are small."""
     prepare_bytes: int = 4 * 1024**2
     """Zeros written ahead: syncing allocated blocks costs half of syncing new ones."""
     cache_bytes: int = 16 * 1024**2
     """The newest entries, kept for peers and readers that follow closely."""
+
+    def validate(self) -> None:
+        """Raise `UnexpectedArgumentError` for sizes that cannot work."""
+        if self.data_segment_bytes < HEADER_BYTES + MIN_BLANK_BYTES:
+            raise UnexpectedArgumentError(f"a data segment of {self.data_segment_bytes} bytes holds no entry")
+        if self.index_segment_bytes < INDEX_RECORD_BYTES or self.index_segment_bytes % INDEX_RECORD_BYTES:
+            raise UnexpectedArgumentError(
+                f"an index segment has a multiple of {INDEX_RECORD_BYTES} bytes, not {self.index_segment_bytes}"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +103,6 @@ class WriteBatch:
     last: LogId | None = None
     """The end of the log as of this batch, if the batch touches the log."""
     checkpoint: Checkpoint | None = None
-    hard_states_written: int = field(default=0)
 
 
 class LogStore:
@@ -130,6 +147,7 @@ class LogStore:
         self._cache_bytes = 0
         self._written_index = recovered.last_index
         self._checkpointed_pos = checkpoint.end_pos
+        self._checkpointed_index = checkpoint.index
         self._cached_end_of_commit: tuple[int, int] = (checkpoint.index, checkpoint.end_pos)
         # disk side
         self._prepared_pos = 0
@@ -152,6 +170,7 @@ class LogStore:
             CorruptLogError: something that was durable is damaged; says where and what to do.
         """
         options = options or StoreOptions()
+        options.validate()
         fs.makedirs(directory)
         lock = fs.lock(f"{directory}/lock")
         try:
@@ -164,7 +183,7 @@ class LogStore:
     def _open_locked(
         cls, fs: FileSystem, directory: str, group: str, node_id: str, options: StoreOptions, lock: int
     ) -> LogStore:
-        check_identity(fs, directory, group, node_id)
+        check_identity(fs, directory, group, node_id, options.data_segment_bytes, options.index_segment_bytes)
         hard_state_file = HardStateFile(fs, directory)
         hard_state = hard_state_file.load()
         data = SegmentedFile(fs, f"{directory}/data", options.data_segment_bytes)
@@ -181,16 +200,26 @@ class LogStore:
             fs.sync_dir(directory)
         checkpoint, note = load_checkpoint(fs, directory)
         watermark = WatermarkFile(fs, directory)
-        recovered = recover(data, index, checkpoint, watermark.load(), fs.boot_id(), sync_flush=options.sync_flush)
+        recovered, remains = recover(
+            data,
+            index,
+            checkpoint,
+            watermark.load(),
+            fs.boot_id(),
+            term=hard_state.term,
+            sync_flush=options.sync_flush,
+        )
         if note:
             recovered.report.notes.append(note)
-        floor = recovered.report.vote_floor
-        if floor is not None and (hard_state.vote_floor is None or hard_state.vote_floor < floor):
-            hard_state = HardState(hard_state.term, hard_state.vote, floor)
-            hard_state_file.save(hard_state)
-        data.dirty.update(start for start in data.starts if start >= data.start_of(max(recovered.end_pos - 1, 0)))
-        data.sync()  # what was verified may be in the page cache only
+        safe_state = _merge_floor(hard_state, recovered)
+        if safe_state != hard_state:
+            hard_state_file.save(safe_state)  # before anything is erased
+        # What was verified may be in the page cache only, and counts as durable from here on.
+        data.dirty.update(start for start in data.starts if start >= data.start_of(checkpoint.end_pos))
+        data.sync()
+        remains.erase()
         watermark.save(recovered.last_index, recovered.last_term)
+        hard_state = safe_state
         return cls(
             fs, directory, options, data, index, hard_state_file, watermark, lock, hard_state, recovered, checkpoint
         )
@@ -208,7 +237,8 @@ class LogStore:
                 self.flush()
                 checkpoint = self._make_checkpoint()
                 if checkpoint is not None:
-                    self._write_checkpoint(checkpoint)
+                    with contextlib.suppress(DiskFullError):
+                        self._write_checkpoint(checkpoint)
         finally:
             self._data.close()
             self._index.close()
@@ -228,7 +258,11 @@ class LogStore:
         return self._sessions.tail
 
     def encode(self, term: int, groups: Sequence[EntryGroup]) -> list[Slice]:
-        """Lay out new entries at the end of the view (a leader's); `append` them next."""
+        """Lay out new entries at the end of the view (a leader's); `append` them next.
+
+        Raises:
+            EntryTooLargeError: an entry that no segment can hold.
+        """
         return encode_groups(
             groups,
             term=term,
@@ -344,10 +378,12 @@ class LogStore:
 
     def _header(self, index: int) -> tuple[int, ...]:
         """Read a written entry's header by way of its index record."""
-        pos = INDEX_RECORD.unpack(self._index.read(index * INDEX_RECORD_BYTES, INDEX_RECORD_BYTES))[1]
-        header: tuple[int, ...] = HEADER.unpack(self._data.read(pos, HEADER_BYTES))
+        raw = self._index.read(index * INDEX_RECORD_BYTES, INDEX_RECORD_BYTES)
+        pos = INDEX_RECORD.unpack(raw)[1] if len(raw) == INDEX_RECORD_BYTES else -1
+        data = self._data.read(pos, HEADER_BYTES) if self._data.start_of(pos) in self._data.starts else b""
+        header: tuple[int, ...] = HEADER.unpack(data) if len(data) == HEADER_BYTES else (0, 0, -1, 0, -1, 0, 0, 0, 0)
         if header[2] != index or header[4] != pos:
-            raise CorruptLogError(f"{self._data.path(self._data.start_of(pos))}: no header of entry {index} at {pos}")
+            raise self._bad_record(index)
         return header
 
     def cached(self, first_index: int, last_index: int, max_bytes: int) -> RawSlice | None:
@@ -399,7 +435,10 @@ class LogStore:
                 batch.last = LogId(operation.terms[-1].term, operation.last_index)
             else:
                 batch.last = LogId(operation.last_term, operation.from_index - 1)
-        if self._end_pos_of_commit() - self._checkpointed_pos >= self.options.checkpoint_bytes:
+        if (
+            self._end_pos_of_commit() - self._checkpointed_pos >= self.options.checkpoint_bytes
+            or self._sessions.base_index - self._checkpointed_index >= self.options.checkpoint_entries
+        ):
             batch.checkpoint = self._make_checkpoint()
         return batch
 
@@ -437,30 +476,31 @@ class LogStore:
             raise
 
     def _write(self, batch: WriteBatch) -> None:
+        # The last hard state of the batch, once, and first: what was staged before it may well come after it, but
+        # nothing staged after it may come before it.
+        if batch.hard_state is not None:
+            self._hard_state_file.save(batch.hard_state)
         run: list[Slice] = []
-        touched = False
         for operation in batch.operations:
             if isinstance(operation, Slice):
                 run.append(operation)
-                touched = True
-                continue
-            self._write_slices(run)
-            run = []
-            if isinstance(operation, _TruncateOp):
+            elif isinstance(operation, _TruncateOp):
+                self._write_slices(run)
+                self._data.sync()  # what stays must be durable before the watermark may say so
+                self._write_index(run)
+                run = []
                 self._truncate_files(operation)
-                touched = True
-            else:
-                self._hard_state_file.save(operation)
         self._write_slices(run)
-        if touched and self.options.sync_flush:
+        if batch.last is not None and self.options.sync_flush:
             self._data.sync()
-            if batch.last is not None:
-                self._watermark.save(batch.last.index, batch.last.term)
+            self._watermark.save(batch.last.index, batch.last.term)
+        # Behind the sync: after a power failure an index record never names an entry that was not durable.
+        self._write_index(run)
         if batch.last is not None:
             self._disk_last = batch.last
         if batch.checkpoint is not None:
             self._data.sync()
-            self._write_checkpoint(batch.checkpoint)
+            self._try_checkpoint(batch)
 
     def _write_slices(self, slices: list[Slice]) -> None:
         """Few system calls for many slices: contiguous ones go together."""
@@ -480,6 +520,8 @@ class LogStore:
             self._data.write(first.first_pos, buffers, end_pos - first.first_pos)
             self._disk_end_pos = end_pos
             at = until
+
+    def _write_index(self, slices: list[Slice]) -> None:
         if slices:
             records = [part.index_records for part in slices]
             self._index.write(slices[0].first_index * INDEX_RECORD_BYTES, records, sum(map(len, records)))
@@ -536,6 +578,15 @@ class LogStore:
         self._index.write(operation.from_index * INDEX_RECORD_BYTES, (zeros,), len(zeros))
         self._disk_end_pos = operation.pos
 
+    def _try_checkpoint(self, batch: WriteBatch) -> None:
+        """Write the batch's checkpoint; on a full disk leave it for later: it only saves time at the next start."""
+        if batch.checkpoint is None:
+            return
+        try:
+            self._write_checkpoint(batch.checkpoint)
+        except DiskFullError:
+            batch.checkpoint = None
+
     def _write_checkpoint(self, checkpoint: Checkpoint) -> None:
         self._index.sync()
         checkpoint.save(self._fs, self.directory)
@@ -549,6 +600,7 @@ class LogStore:
                 break
         if batch.checkpoint is not None:
             self._checkpointed_pos = batch.checkpoint.end_pos
+            self._checkpointed_index = batch.checkpoint.index
         self._sessions.commit(min(self.committed_index, self._written_index))
         self._trim()
 
@@ -602,6 +654,8 @@ class LogStore:
         _, pos, size, record_index, _ = records[0]
         limit = (pos // self.options.data_segment_bytes + 1) * self.options.data_segment_bytes
         end = pos + size
+        if record_index != first_index or size < HEADER_BYTES or not 0 <= pos < end <= limit:
+            raise self._bad_record(first_index)
         last = first_index
         for _, next_pos, next_size, _, _ in records[1:]:
             if next_pos != end or end + next_size - pos > max_bytes or end + next_size > limit:
@@ -615,19 +669,43 @@ class LogStore:
         except CorruptSliceError as error:
             start = self._data.start_of(pos)
             raise CorruptLogError(
-                f"{self._data.path(start)}: damaged near byte {pos - start} ({error.message}); delete the folder, let "
-                "the node catch up from its peers"
+                f"{self._data.path(start)}: damaged behind byte {pos - start} ({error.message}). Restore the folder "
+                "from a copy, or delete it and let the node catch up from its peers (one node at a time, never all)"
             ) from error
-        if record_index != first_index or parsed.last_index != last:
-            raise CorruptLogError(f"{self._index.directory}: the record of entry {first_index} is damaged")
+        if parsed.last_index != last or parsed.first_pos != pos:
+            raise self._bad_record(first_index)
         return RawSlice(first_index, last, data, prev_chain_crc)
+
+    def _bad_record(self, index: int) -> CorruptLogError:
+        at = index * INDEX_RECORD_BYTES
+        start = self._index.start_of(at)
+        return CorruptLogError(
+            f"{self._index.path(start)}: the record of entry {index} at byte {at - start} is damaged; stop the node, "
+            f"delete {self._index.directory} and start it: the index is made again from the data"
+        )
 
     def _records(self, first_index: int, last_index: int) -> list[tuple[int, int, int, int, int]]:
         count = min(last_index - first_index + 1, _RECORDS_A_READ)
         pos = first_index * INDEX_RECORD_BYTES
         room = self._index.start_of(pos) + self.options.index_segment_bytes - pos
         length = min(count * INDEX_RECORD_BYTES, room)
-        return list(INDEX_RECORD.iter_unpack(self._index.read(pos, length)))
+        raw = self._index.read(pos, length)
+        if len(raw) < length:
+            raise self._bad_record(first_index + len(raw) // INDEX_RECORD_BYTES)
+        return list(INDEX_RECORD.iter_unpack(raw))
+
+
+def _merge_floor(state: HardState, recovered: RecoveredLog) -> HardState:
+    """Return the hard state that goes with what was recovered: never weaker, with its floor where one is needed."""
+    floor = recovered.report.vote_floor
+    if state.term < recovered.last_term:
+        # Somebody put an old hard_state file there: what this node voted since is not known any more.
+        recovered.report.notes.append(f"the hard state is of term {state.term}, older than the log: vote unknown")
+        recovered.report.vote_floor = UNKNOWN_FLOOR
+        return HardState(recovered.last_term, None, UNKNOWN_FLOOR)
+    if floor is None or (state.vote_floor is not None and state.vote_floor >= floor):
+        return state
+    return HardState(state.term, state.vote, floor)
 
 
 def _cut(part: Slice, begin: int, last_index: int, max_bytes: int) -> tuple[int, int]:

@@ -235,13 +235,24 @@ class MemoryFileSystem:
         self._handles.clear()
         self._locks.clear()
 
-    def crash(self, keep: Callable[[str, UnsyncedWrite], bytes | None] | None = None) -> None:
+    def crash(
+        self,
+        keep: Callable[[str, UnsyncedWrite], bytes | None] | None = None,
+        keep_name: Callable[[str], bool] | None = None,
+    ) -> None:
         """The power fails: what was not synced is lost, but for what ``keep`` says.
 
         ``keep(path, write)`` returns the part of ``write.data`` that reached the disk (a prefix, all of it, or None).
         Writes are offered in order, so later ones may stay while earlier ones go. Names not made durable by
-        `sync_dir` are lost.
+        `sync_dir` (new, renamed or removed ones) are as before, but for those that ``keep_name(path)`` takes over.
         """
+        if keep_name is not None:
+            for path in sorted({*self.files, *self.durable_files}):
+                if self.files.get(path) is not self.durable_files.get(path) and keep_name(path):
+                    if path in self.files:
+                        self.durable_files[path] = self.files[path]
+                    else:
+                        del self.durable_files[path]
         self.kill()
         self._boot += 1
         seen: set[int] = set()

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from dledger.errors import CorruptLogError
-from dledger.raft.messages import LogId, TermRun
+from dledger.raft.messages import NO_INDEX, LogId, TermRun
 from dledger.storage.entry import (
     BLANK,
     BLANK_MAGIC,
@@ -26,9 +26,9 @@ from dledger.storage.entry import (
 )
 from dledger.storage.segments import SegmentedFile
 from dledger.storage.sessions import SessionJournal
-from dledger.storage.small_files import Checkpoint, Watermark
+from dledger.storage.small_files import EMPTY_CHECKPOINT, Checkpoint, Watermark
 
-__all__ = ["RecoveredLog", "RecoveryReport", "recover"]
+__all__ = ["RecoveredLog", "RecoveryReport", "Remains", "recover"]
 
 _CHUNK_BYTES = 4 * 1024 * 1024
 _LOST_INDEX = 2**62
@@ -77,19 +77,28 @@ def recover(
     watermark: Watermark | None,
     boot_id: str,
     *,
+    term: int,
     sync_flush: bool,
-) -> RecoveredLog:
+) -> tuple[RecoveredLog, Remains]:
     """Verify everything behind ``checkpoint``; memory is bounded by one entry and one chunk.
 
-    ``sync_flush``: entries beyond the watermark were never acknowledged (in ASYNC_FLUSH they may have been).
+    Nothing is cut here: the caller first makes the vote floor durable, then calls `Remains.erase`. The other way
+    round, a crash between the two would forget for good what this node may have acknowledged.
+
+    ``term``: of the hard state; nothing newer was ever acknowledged here. ``sync_flush``: entries beyond the watermark
+    were never acknowledged (in ASYNC_FLUSH they may have been).
 
     Raises:
         CorruptLogError: an entry that was durable is damaged; the message says where and what to do.
     """
-    scan = _Scan(data, index, checkpoint)
+    _check_segments(data)
+    start, note = _where_to_start(data, index, checkpoint)
+    scan = _Scan(data, index, start)
     problem = scan.run()
     log = scan.log
     report = log.report
+    if note:
+        report.notes.append(note)
     known = max(checkpoint.index, watermark.index if watermark is not None else -1)
     if log.last_index < known:
         raise CorruptLogError(
@@ -97,15 +106,53 @@ def recover(
             f"{log.last_index + 1} ({problem or 'missing'}); entries up to {known} were durable. Restore the "
             "folder from a copy, or delete it and let the node catch up from its peers (one at a time, never all)"
         )
-    exact = sync_flush and watermark is not None and watermark.boot_id == boot_id
-    remains = _Remains(data, index, log)
+    exact = sync_flush and watermark is not None and boot_id != "" and watermark.boot_id == boot_id
+    remains = Remains(data, index, log, term)
     if not exact:
         report.vote_floor = remains.furthest()
-    cut = remains.erase()
-    if cut:
-        report.cut_at, report.cut_bytes = log.end_pos, cut
+    if remains.byte_count:
+        report.cut_at, report.cut_bytes = log.end_pos, remains.byte_count
         report.notes.append(problem or "bytes behind the last entry")
-    return log
+    return log, remains
+
+
+def _check_segments(data: SegmentedFile) -> None:
+    problem = data.problem()
+    if problem:
+        raise CorruptLogError(
+            f"{problem}: restore the folder from a copy, or delete it and let the node catch up from its peers "
+            "(one node at a time, never all of them)"
+        )
+
+
+def _where_to_start(data: SegmentedFile, index: SegmentedFile, checkpoint: Checkpoint) -> tuple[Checkpoint, str]:
+    """Return where to scan from: the checkpoint if the log bears it out, else the beginning, to make the index again.
+
+    Raises:
+        CorruptLogError: the last entry under the checkpoint is not what it was.
+    """
+    problem = index.problem()
+    if problem:
+        index.remove_all()
+        return EMPTY_CHECKPOINT, f"made the index again: {problem}"
+    if checkpoint.index == NO_INDEX:
+        return checkpoint, ""
+    raw = _read_across(index, checkpoint.index * INDEX_RECORD_BYTES, INDEX_RECORD_BYTES)
+    record = INDEX_RECORD.unpack(raw) if len(raw) == INDEX_RECORD_BYTES else (0, 0, 0, -1, 0)
+    _, pos, size, record_index, record_term = record
+    if (record_index, record_term, pos + size) != (checkpoint.index, checkpoint.term, checkpoint.end_pos):
+        index.remove_all()
+        return EMPTY_CHECKPOINT, f"made the index again: it had no record of entry {checkpoint.index}"
+    start = data.start_of(pos)
+    header = data.read(pos, HEADER_BYTES) if start in data.starts else b""
+    fields = HEADER.unpack(header) if len(header) == HEADER_BYTES else (0,) * 9
+    if (fields[2], fields[3], fields[4], fields[6]) != (checkpoint.index, checkpoint.term, pos, checkpoint.chain_crc):
+        raise CorruptLogError(
+            f"{data.path(start)}: entry {checkpoint.index} at byte {pos - start} is not the one that the checkpoint "
+            "names. Restore the folder from a copy, or delete it and let the node catch up from its peers (one node "
+            "at a time, never all of them)"
+        )
+    return checkpoint, ""
 
 
 class _Scan:
@@ -143,7 +190,7 @@ class _Scan:
             chunk = self._data.read(pos, min(want, end - pos))
             magic = int.from_bytes(chunk[:4], "big", signed=True) if len(chunk) >= MIN_BLANK_BYTES else 0
             if magic == 0 or len(chunk) < MIN_BLANK_BYTES:
-                return ("" if not any(chunk) else "zero magic"), False
+                return ("" if chunk.count(0) == len(chunk) else "zeros where an entry should start"), False
             if magic == BLANK_MAGIC:
                 return self._roll(chunk, pos, end)
             parsed = parse_prefix(
@@ -177,11 +224,12 @@ class _Scan:
 
     def _probe(self, pos: int) -> bool:
         """Whether a valid entry stands at ``pos``."""
-        size = HEADER.unpack_from(self._data.read(pos, HEADER_BYTES))[1]
-        if not HEADER_BYTES <= size <= self._data.segment_bytes:
-            return False
-        chunk = self._data.read(pos, size)
-        parsed = parse_prefix(chunk, self.log.last_index + 1, self.log.chain_crc, pos=pos, last_term=self.log.last_term)
+        log = self.log
+        header = self._data.read(pos, HEADER_BYTES)
+        parsed = parse_prefix(header, log.last_index + 1, log.chain_crc, pos=pos, last_term=log.last_term)
+        if parsed.slice is None and parsed.short and len(header) == HEADER_BYTES:
+            whole = self._data.read(pos, HEADER.unpack(header)[1])
+            parsed = parse_prefix(whole, log.last_index + 1, log.chain_crc, pos=pos, last_term=log.last_term)
         return parsed.slice is not None
 
     def _take(self, found: Slice) -> None:
@@ -221,19 +269,23 @@ def _read_across(file: SegmentedFile, pos: int, length: int) -> bytes:
     return b"".join(parts)
 
 
-class _Remains:
+class Remains:
     """What stands behind the last valid entry."""
 
-    def __init__(self, data: SegmentedFile, index: SegmentedFile, log: RecoveredLog) -> None:
+    def __init__(self, data: SegmentedFile, index: SegmentedFile, log: RecoveredLog, term: int) -> None:
         self._data = data
         self._index = index
         self._log = log
+        self._term = max(term, log.last_term)
+        self._stretches = self._nonzero()
+        self.byte_count = sum(length for _, length in self._stretches)
+        """How many bytes the remains span, about."""
 
     def furthest(self) -> LogId | None:
         """Return the furthest entry that the remains hint at; None if nothing is left of any.
 
         Index records behind the end name entries that once were written; headers at their place prove it. Other bytes
-        that are not zero may be anything: then the floor is beyond any index of the last term.
+        that are not zero may be anything: then the floor is beyond any index of the node's own term.
         """
         log = self._log
         found: LogId | None = None
@@ -245,10 +297,10 @@ class _Remains:
                 if magic != 0 and record_index == index and term >= log.last_term:
                     found = max(found or LogId(term, index), LogId(term, index))
                 index += 1
-            if len(records) < _INDEX_CHUNK or not any(raw):
+            if len(records) < _INDEX_CHUNK or raw.count(0) == len(raw):
                 break
-        if any(length for _, length in self._nonzero()):
-            beyond = LogId(found.term if found else max(log.last_term, 0), _LOST_INDEX)
+        if self._stretches:
+            beyond = LogId(self._term, _LOST_INDEX)
             found = max(found or beyond, beyond)
         return found
 
@@ -262,20 +314,20 @@ class _Remains:
                 chunk = self._data.read(pos, min(_CHUNK_BYTES, end - pos))
                 if not chunk:
                     break
-                if chunk.count(0) != len(chunk):
-                    stretches.append((pos, len(chunk)))
+                used = len(chunk.rstrip(b"\0"))
+                if used:
+                    stretches.append((pos, used))
                 pos += len(chunk)
         return stretches
 
-    def erase(self) -> int:
-        """Zero the remains, in data and index, durably; returns how many bytes they spanned."""
-        erased = 0
-        home = self._data.start_of(self._log.end_pos)
-        self._data.drop_after(home)
-        for pos, length in self._nonzero():
-            self._data.zero(pos, length)
-            erased += length
+    def erase(self) -> None:
+        """Zero the remains, in data and index, durably."""
+        home = self._data.start_of(max(self._log.end_pos - 1, 0))
+        for pos, length in self._stretches:
+            if self._data.start_of(pos) == home:
+                self._data.zero(pos, length)
         self._data.sync()
+        self._data.drop_after(home)
         pos = (self._log.last_index + 1) * INDEX_RECORD_BYTES
         self._index.drop_after(self._index.start_of(pos))
         start = self._index.start_of(pos)
@@ -287,4 +339,3 @@ class _Remains:
                     self._index.zero(pos, len(chunk))
                 pos += max(len(chunk), 1)
         self._index.sync()
-        return erased

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import threading
 from collections.abc import Sequence
 
@@ -25,29 +24,32 @@ class SegmentedFile:
         self.directory = directory
         self.segment_bytes = segment_bytes
         self._handles: dict[int, int] = {}  # segment start → handle
+        self._complete: set[int] = set()  # known to have their full length, and a durable name
         self._lock = threading.Lock()
         self.dirty: set[int] = set()
         """Segments written since they were synced."""
         fs.makedirs(directory)
-        self._starts = self._load()
-
-    def _load(self) -> list[int]:
-        starts = sorted(
-            int(name) for name in self._fs.listdir(self.directory) if len(name) == _NAME_DIGITS and name.isdigit()
+        self._starts = sorted(
+            int(name) for name in fs.listdir(directory) if len(name) == _NAME_DIGITS and name.isdigit()
         )
-        for before, after in itertools.pairwise(starts):
-            if after - before != self.segment_bytes:
-                raise CorruptLogError(
-                    f"{self.path(before)} and {self.path(after)} are not {self.segment_bytes} bytes apart: a segment "
-                    "is missing, or the segment size was changed; restore the file, or the former size"
-                )
-        for start in starts:
-            if start % self.segment_bytes:
-                raise CorruptLogError(
-                    f"{self.path(start)} does not start at a multiple of {self.segment_bytes} bytes: the segment size "
-                    "was changed; restore the former size in the configuration"
-                )
-        return starts
+
+    def problem(self) -> str:
+        """Say what is wrong with the set of files: one missing, misplaced, or not of full length; empty if nothing.
+
+        The last segment may be short: a crash while it was made leaves it so, and the next write makes it whole.
+        """
+        for number, start in enumerate(self._starts):
+            expected = number * self.segment_bytes
+            if start != expected:
+                return f"{self.path(expected)} is missing, though {self.path(start)} is there"
+            size = self._fs.size(self.handle(start))
+            if size > self.segment_bytes or (size < self.segment_bytes and start != self._starts[-1]):
+                return f"{self.path(start)} has {size} bytes, not {self.segment_bytes}"
+        return ""
+
+    def remove_all(self) -> None:
+        """Remove every segment (of an index, which can be made again)."""
+        self.drop_after(-1)
 
     @property
     def starts(self) -> list[int]:
@@ -61,7 +63,7 @@ class SegmentedFile:
         return pos - pos % self.segment_bytes
 
     def handle(self, start: int, *, create: bool = False) -> int:
-        """Return the open file of a segment; ``create`` makes it, of full length, its name durable.
+        """Return the open file of a segment; ``create`` makes one of no length.
 
         Raises:
             CorruptLogError: no such segment.
@@ -78,14 +80,22 @@ class SegmentedFile:
             if not exists and not create:
                 raise CorruptLogError(f"{path} is missing: restore it, or delete the folder and let the node catch up")
             handle = self._fs.open(path, create=not exists)
-            if self._fs.size(handle) < self.segment_bytes and create:
-                self._fs.resize(handle, self.segment_bytes)
-                self._fs.sync(handle)
-                self._fs.sync_dir(self.directory)
             if start not in self._starts:
                 self._starts = sorted([*self._starts, start])
             self._handles[start] = handle
-            return handle
+        return handle
+
+    def _writable(self, start: int) -> int:
+        """Return the open file of a segment, made or completed to its full length if need be, its name durable."""
+        if start in self._complete:
+            return self._handles[start]
+        handle = self.handle(start, create=True)
+        if self._fs.size(handle) < self.segment_bytes:
+            self._fs.resize(handle, self.segment_bytes)
+            self._fs.sync(handle)
+        self._fs.sync_dir(self.directory)
+        self._complete.add(start)
+        return handle
 
     def read(self, pos: int, length: int) -> bytes:
         """Read within one segment."""
@@ -97,7 +107,7 @@ class SegmentedFile:
         start = self.start_of(pos)
         at = pos - start
         if at + length <= self.segment_bytes:
-            self._fs.pwritev(self.handle(start, create=True), buffers, at)
+            self._fs.pwritev(self._writable(start), buffers, at)
             self.dirty.add(start)
             return
         data = b"".join(buffers)
@@ -108,7 +118,7 @@ class SegmentedFile:
     def zero(self, pos: int, length: int) -> None:
         """Write zeros within one segment."""
         start = self.start_of(pos)
-        self._fs.zero(self.handle(start, create=True), pos - start, length)
+        self._fs.zero(self._writable(start), pos - start, length)
         self.dirty.add(start)
 
     def data_end(self, start: int) -> int:
@@ -130,7 +140,8 @@ class SegmentedFile:
                 if handle is not None:
                     self._fs.close(handle)
                 self._fs.unlink(self.path(other))
-                self._starts.remove(other)
+                self._starts = [kept for kept in self._starts if kept != other]
+            self._complete.discard(other)
             self.dirty.discard(other)
         if gone:
             self._fs.sync_dir(self.directory)

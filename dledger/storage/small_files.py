@@ -35,7 +35,7 @@ def _unseal(data: bytes) -> object | None:
     """Return the value, or None where the bytes are not what was sealed."""
     line = data.split(b"\n", 1)[0]
     try:
-        if google_crc32c.value(line[9:]) != int(line[:8], 16):
+        if line[:9] != b"%08x " % google_crc32c.value(line[9:]):
             return None
         value: object = json.loads(line[9:])
         return value
@@ -68,14 +68,23 @@ def read_file(fs: FileSystem, path: str) -> bytes | None:
         fs.close(handle)
 
 
-def check_identity(fs: FileSystem, directory: str, group: str, node_id: str) -> None:
-    """Claim a new folder for this group and node, or check that it is theirs.
+def check_identity(
+    fs: FileSystem, directory: str, group: str, node_id: str, data_segment_bytes: int, index_segment_bytes: int
+) -> None:
+    """Claim a new folder for this group and node, or check that it is theirs and laid out as configured.
 
     Raises:
-        StorageError: the folder belongs to another group or node.
+        StorageError: the folder belongs to another group or node, or has segments of another size: where segments end
+            is part of the log, so the size cannot change under it.
     """
     data = read_file(fs, f"{directory}/{IDENTITY_NAME}")
-    mine = {"format": 1, "group": group, "node_id": node_id}
+    mine = {
+        "format": 1,
+        "group": group,
+        "node_id": node_id,
+        "data_segment_bytes": data_segment_bytes,
+        "index_segment_bytes": index_segment_bytes,
+    }
     found = None if data is None else _unseal(data)
     if data is None:
         replace_file(fs, directory, IDENTITY_NAME, _seal(mine))
@@ -84,10 +93,19 @@ def check_identity(fs: FileSystem, directory: str, group: str, node_id: str) -> 
             f"{directory}/{IDENTITY_NAME} is damaged: restore the folder from a copy, or delete the folder and let the "
             "node catch up from its peers"
         )
-    elif found != mine:
+    elif found.get("format") != 1:
+        raise StorageError(f"{directory} has format {found.get('format')}, made by a later version; this one reads 1")
+    elif (found.get("group"), found.get("node_id")) != (group, node_id):
         raise StorageError(
             f"{directory} belongs to node {found.get('node_id')} of group {found.get('group')}, not to node {node_id} "
             f"of group {group}: give this node its own storePathRootDir"
+        )
+    elif found != mine:
+        sizes = [found.get("data_segment_bytes"), found.get("index_segment_bytes")]
+        raise StorageError(
+            f"{directory} was made with segments of {sizes[0]} bytes (data) and {sizes[1]} (index); configured are "
+            f"{data_segment_bytes} (mappedFileSizeForEntryData) and {index_segment_bytes} "
+            "(mappedFileSizeForEntryIndex): restore the former sizes"
         )
 
 

@@ -215,11 +215,27 @@ def test_bench_against_the_group(group: LocalGroup) -> None:
 
 def test_log_verify_and_dump_while_the_node_runs(group: LocalGroup) -> None:
     folder = str(group.nodes["n0"].data_dir)
-    assert ok(group, "log", "verify", folder).splitlines()[-1].startswith("ok")
+    assert ok(group, "log", "verify", folder).splitlines()[-1].startswith("PASS  ")
     dumped = rows(ok(group, "log", "dump", folder, "-J"))
     read = rows(ok(group, "tail", "-J", "--all-types"))
     assert [row["index"] for row in dumped] == list(range(len(dumped)))
     assert dumped[: len(read) - 5] == read[: len(dumped)][: len(read) - 5]
+
+
+def test_append_stops_when_nobody_reads_its_acknowledgements(group: LocalGroup, tmp_path: Path) -> None:
+    """``… | head -1``: no traceback, not all of the input appended, and not exit code 0."""
+    (tmp_path / "input").write_bytes(b"x\n" * 300_000)
+    errors = tmp_path / "errors"
+    with open(tmp_path / "input", "rb") as source, open(errors, "wb") as sink:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "dledger", "append", "-J"],
+            stdin=source, stdout=subprocess.PIPE, stderr=sink, cwd=REPOSITORY, env=environment(group),
+        )  # fmt: skip
+        assert process.stdout is not None
+        assert json.loads(process.stdout.readline())["line"] == 0
+        process.stdout.close()
+        assert process.wait(60) == ExitCode.FAILED
+    assert errors.read_bytes() == b""
 
 
 # ---------------------------------------------------------------- groups that are hurt
@@ -342,6 +358,37 @@ def test_sigterm_ends_a_node_with_zero_and_takes_the_pid_file_away(tmp_path: Pat
     finally:
         process.kill()
         process.communicate()
+
+
+def test_a_terminated_bench_leaves_no_node_behind(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dledger", "bench", "--for", "60s", "--data-dir", str(tmp_path)],
+        stderr=subprocess.DEVNULL, cwd=REPOSITORY, env=CLEAN,
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 60
+        while not list(tmp_path.glob("*/n2.log")) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert running_from(tmp_path) > 0
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == ExitCode.INTERRUPTED
+    finally:
+        process.kill()
+        process.wait()
+    assert running_from(tmp_path) == 0
+    assert not list(tmp_path.iterdir())
+
+
+def running_from(directory: Path) -> int:
+    """How many nodes run on configuration files below ``directory``."""
+    count = 0
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            count += f"{directory}/".encode() in entry.read_bytes()
+        except OSError:
+            # It ended while we looked.
+            continue
+    return count
 
 
 @pytest.mark.parametrize("count", [1, 2, 400])

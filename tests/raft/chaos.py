@@ -48,9 +48,7 @@ class Chaos:
         states = {}
         if weather.fresh:  # as a store opens an empty folder
             states = {f"n{at}": HardState(vote_floor=UNKNOWN_FLOOR) for at in range(weather.size)}
-        self.world = World(
-            weather.size, OPTIONS, hard_states=states, dice=lambda at: random.Random(seed * 10 + at)
-        )
+        self.world = World(weather.size, OPTIONS, hard_states=states, dice=lambda at: random.Random(seed * 10 + at))
         self.checker = Checker(self.world)
         self.request_id = 0
         for node in self.world.nodes.values():

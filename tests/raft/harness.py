@@ -410,7 +410,9 @@ class World:
             self.deliver_one(self.wire.popleft())
         raise AssertionError("the conversation does not end")
 
-    def take(self, kind: type[Message] = Message, *, sender: str | None = None, peer: str | None = None) -> list[Envelope]:
+    def take(
+        self, kind: type[Message] = Message, *, sender: str | None = None, peer: str | None = None
+    ) -> list[Envelope]:
         """Remove from the wire, and return, the messages that fit."""
         fits = [
             envelope
@@ -488,9 +490,7 @@ class Watcher:
 # ---------------------------------------------------------------------- messages of peers that a test plays
 
 
-def append(
-    sender: str, term: int, prev: tuple[int, int], terms: Sequence[int] = (), commit: int = -1
-) -> AppendEntries:
+def append(sender: str, term: int, prev: tuple[int, int], terms: Sequence[int] = (), commit: int = -1) -> AppendEntries:
     """An AppendEntries; ``prev`` is (index, term), ``terms`` those of the entries that follow it."""
     previous = prev[0]
     runs = tuple(TermRun(run.first_index + previous + 1, run.term) for run in runs_of(terms))
@@ -573,7 +573,9 @@ def describe(message: Message) -> str:
         return f"{head} {kind}, log ends {message.last_log_index}@{message.last_log_term}"
     if isinstance(message, RequestVoteResponse):
         kind = "pre-vote" if message.pre_vote else "vote"
-        answer = ("granted" + (" provisionally" if message.provisional else "")) if message.granted else message.result.name
+        answer = (
+            ("granted" + (" provisionally" if message.provisional else "")) if message.granted else message.result.name
+        )
         return f"{head} {kind} for t{message.request_term} {answer}"
     if isinstance(message, ReadIndexRequest):
         return f"{head} read #{message.request_id}"
@@ -586,3 +588,46 @@ def describe(message: Message) -> str:
 def last_id(node: Node) -> LogId:
     """Where a node's log ends."""
     return node.core.log.last_id
+
+
+# ---------------------------------------------------------------------- one node, the others played by the test
+
+
+def make_pre_candidate(world: World, node_id: str = "n0") -> Node:
+    """Let a node's timer fire; its polls are thrown away."""
+    world.tick_at_deadline(node_id)
+    world.wire.clear()
+    node = world[node_id]
+    assert node.core.role is Role.PRE_CANDIDATE, node.core.role
+    return node
+
+
+def make_candidate(world: World, node_id: str = "n0") -> Node:
+    """Give a node's poll to it, by all others; its requests are thrown away."""
+    node = make_pre_candidate(world, node_id)
+    for voter in sorted(world.configuration.all_voters - {node_id}):
+        if role_of(node) is Role.PRE_CANDIDATE:
+            node.step(vote(voter, node.core.term + 1, pre_vote=True))
+    world.wire.clear()
+    assert node.core.role is Role.CANDIDATE, node.core.role
+    return node
+
+
+def make_leader(world: World, node_id: str = "n0") -> Node:
+    """Let a node win an election that the test's own voters decide. Nobody has seen its first entry yet."""
+    node = make_candidate(world, node_id)
+    for voter in sorted(world.configuration.all_voters - {node_id}):
+        if role_of(node) is Role.CANDIDATE:
+            node.step(vote(voter, node.core.term))
+    world.wire.clear()
+    assert node.core.is_leader
+    return node
+
+
+def make_follower(world: World, term: int, leader: str = "n1", node_id: str = "n0") -> Node:
+    """Let a node hear a leader."""
+    node = world[node_id]
+    node.step(heartbeat(leader, term))
+    world.wire.clear()
+    assert node.core.leader_id == leader
+    return node

@@ -80,7 +80,10 @@ class Checker(Watcher):
         self.leaders[term] = name
         self.elections += 1
         older = [record for record in self.committed if record.term < term]
-        check(node.log[: len(older)] == older, f"leader completeness: {name} leads term {term} without all that is committed")
+        check(
+            node.log[: len(older)] == older,
+            f"leader completeness: {name} leads term {term} without all that is committed",
+        )
         check(node.disk_hard_state.term == term, f"{name} leads a term that its disk does not know")
 
     def _commits(self, node: Node) -> None:
@@ -120,7 +123,9 @@ class Checker(Watcher):
         if isinstance(message, RequestVote) and not message.pre_vote:
             check(disk.term > message.term or disk.vote == name, f"{name} campaigns without a durable vote for itself")
         if isinstance(message, AppendEntriesResponse | HeartbeatResponse):
-            check(message.match_index <= len(node.disk_log) - 1, f"{name} acknowledges {message.match_index}, not durable")
+            check(
+                message.match_index <= len(node.disk_log) - 1, f"{name} acknowledges {message.match_index}, not durable"
+            )
         if isinstance(message, AppendEntries):
             check(message.prev_log_index >= -1 and message.last_index >= message.prev_log_index, "a bad range")
             covered = tuple(record.term for record in message.payload) if isinstance(message.payload, tuple) else ()
@@ -141,7 +146,9 @@ class Checker(Watcher):
         for node in nodes:
             known = self.seen_commit.get(node.node_id, -1)
             if node.alive:
-                check(node.log[: known + 1] == self.committed[: known + 1], f"{node.node_id}: a committed entry changed")
+                check(
+                    node.log[: known + 1] == self.committed[: known + 1], f"{node.node_id}: a committed entry changed"
+                )
             terms = node.terms
             check(terms == sorted(terms), f"{node.node_id}: terms fall along the log")
         logs = [log for node in nodes for log in (node.log, node.disk_log)]

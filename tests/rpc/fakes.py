@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from bisect import bisect_left
 from collections import deque
 
 from dledger.errors import IndexCompactedError, IndexOutOfRangeError
@@ -101,7 +102,10 @@ class FakeBackend:
         if first_index > self.commit_index:
             raise IndexOutOfRangeError(f"index {first_index} is beyond {self.commit_index}")
         data, last = b"", first_index - 1
-        for part in self.slices:
+        first_part = bisect_left(self.slices, first_index, key=lambda part: part.last_index)
+        for part in self.slices[first_part:]:
+            if part.first_index > last_index or len(data) >= max_bytes:
+                break
             for entry, at in zip(iter_entries(part.data), part.offsets, strict=True):
                 size = 48 + len(entry.body)
                 if first_index <= entry.index <= last_index and (not data or len(data) + size <= max_bytes):

@@ -16,7 +16,7 @@ from dledger.errors import UnavailableError, UnexpectedArgumentError
 from dledger.rpc.server import AddressInUseError, GrpcServer
 from dledger.rpc.transport import GrpcTransport
 from dledger.v1 import admin_pb2, ledger_pb2, raft_pb2
-from tests.rpc.fakes import GROUP, FakeBackend
+from tests.rpc.fakes import GROUP, FakeBackend, eventually
 
 pytestmark = pytest.mark.asyncio
 
@@ -61,6 +61,29 @@ async def test_a_port_is_free_again_after_stop():
     again = server_at(f"127.0.0.1:{port}")
     assert await again.start() == port
     await again.stop(0)
+
+
+@pytest.mark.parametrize("address", ["localhost:0", "0.0.0.0:0"])
+async def test_a_name_and_all_addresses_can_be_listened_on(address):
+    server = server_at(address)
+    port = await server.start()
+    async with aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        await channel.unary_unary("/dledger.v1.LedgerService/Metadata")(b"", wait_for_ready=True, timeout=5)
+    await server.stop(0)
+
+
+async def test_stop_does_not_wait_for_streams_that_never_end(node, channel):
+    """An idle append stream and a read at the tail are ended, not waited for until the grace is over."""
+    append = channel.stream_stream("/dledger.v1.LedgerService/AppendStream")()
+    await append.write(ledger_pb2.AppendBatchRequest(group=GROUP, bodies=[b"x"]).SerializeToString())
+    await append.read()
+    request = ledger_pb2.ReadRequest(group=GROUP, to_index=-1, follow=True).SerializeToString()
+    read = channel.unary_stream("/dledger.v1.LedgerService/Read")(request)
+    await read.read()
+    await eventually(lambda: node.backend.read_waits)
+    await asyncio.wait_for(node.server.stop(60), 5)
+    for call in (append, read):
+        assert await call.code() is grpc.StatusCode.UNAVAILABLE
 
 
 # -- health, reflection

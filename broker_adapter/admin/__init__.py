@@ -1,0 +1,1 @@
+"""``mqadmin``: the operator's command."""

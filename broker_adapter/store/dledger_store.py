@@ -1,0 +1,568 @@
+"""`DLedgerMessageStore`: the commit log is a replicated log (RocketMQ's DLedgerCommitLog and the store around it).
+
+One message is one entry, a batch is one batch append. A message's physical offset is its entry's position + 48, its
+queue offset the next one of its queue: both are written into the bytes by the append hook, which runs in log order on
+the event loop at the moment the entry gets its position. So an append that is refused takes no queue offset, and the
+order within a queue is the log's.
+
+Everything readable comes from committed entries: `apply` gets them in order on every node, dispatches messages to the
+queues and applies state records. A checkpoint says how far that is durable; after a crash the log is replayed from it.
+
+A leader may assign queue offsets only if it has applied everything before its term. So it becomes master by
+`set_role`, after `wait_dispatched`, for exactly one term: a put in any other term is refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Awaitable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from struct import Struct
+from typing import Final
+
+from broker_adapter.message import (
+    MESSAGE_MAGIC,
+    TRANSACTION_TYPE_MASK,
+    Message,
+    MessageFormatError,
+    SysFlag,
+    decode_batch,
+    encode_message,
+    message_id,
+)
+from broker_adapter.store.api import (
+    BrokerRole,
+    HaStatus,
+    PutMessageStatus,
+    PutResult,
+    StateKind,
+    StoreConfig,
+)
+from broker_adapter.store.base import BaseMessageStore, NotReadableYetError, message_illegal, service_not_available
+from broker_adapter.store.checkpoint import LogicCheckpoint, remove_abort, touch_abort
+from broker_adapter.store.encode import batch_messages
+from broker_adapter.store.logic import StoredBytes, now_ms
+from broker_adapter.store.state import STATE_MAGIC, decode_state, encode_state
+from dledger import (
+    BatchResult,
+    DLedgerConfig,
+    DLedgerError,
+    DLedgerServer,
+    Entry,
+    EntryType,
+    NodeStatus,
+    ResponseCode,
+    RoleChangeHandler,
+)
+from dledger.errors import CorruptLogError, DiskFullError, LeaderNotReadyError, NotLeaderError
+
+__all__ = ["ENTRY_HEADER_BYTES", "DLedgerMessageStore", "dledger_config"]
+
+ENTRY_HEADER_BYTES: Final = 48
+_PLACE: Final = Struct(">qq")
+_HEAD: Final = Struct(">iI20xq")
+_HEAD_BYTES: Final = 36
+_DISPATCH_CHUNK: Final = 256
+_CHECKPOINT_BYTES: Final = 16 * 1024 * 1024
+_CHECKPOINT_SECONDS: Final = 10.0
+_DISK_FULL_RETRY_S: Final = 0.2
+_READ_THREADS: Final = 2
+_MAX_ENTRY_BYTES: Final = 4 * 1024 * 1024
+_BUSY: Final = "[PC_SYNCHRONIZED]broker busy, start flow control for a while"
+
+_NOT_AVAILABLE: Final = frozenset(
+    {
+        ResponseCode.INCONSISTENT_LEADER,
+        ResponseCode.NOT_LEADER,
+        ResponseCode.LEADER_NOT_READY,
+        ResponseCode.LEADER_TRANSFERRING,
+        ResponseCode.DISK_FULL,
+        ResponseCode.ILLEGAL_MEMBER_STATE,
+    }
+)
+
+
+def dledger_config(config: StoreConfig) -> DLedgerConfig:
+    """Return the log node's configuration, as upstream derives it from the broker's.
+
+    Raises:
+        ConfigError: all problems at once.
+    """
+    values = {
+        "dLegerGroup": config.dledger_group or "",
+        "dLegerSelfId": config.dledger_self_id or "",
+        "dLegerPeers": config.dledger_peers or "",
+        "storePathRootDir": config.store_path_root_dir,
+        "flushDiskType": config.flush_disk_type.value,
+        "mappedFileSizeForEntryData": str(config.mapped_file_size_commit_log),
+        "maxEntryBytes": str(min(_MAX_ENTRY_BYTES, max(config.max_message_size, 1024 * 1024))),
+    }
+    if config.preferred_leader_id:
+        values["preferredLeaderId"] = config.preferred_leader_id
+    values.update(config.dledger_settings)
+    return DLedgerConfig.from_mapping(values)
+
+
+def put_status(error: Exception, *, has_position: bool) -> PutMessageStatus:
+    """Map the log's answer to a put status (upstream's table).
+
+    Once the entries have a position, they may commit whatever the answer says: then a refusal that promises the
+    opposite (SERVICE_NOT_AVAILABLE) becomes UNKNOWN_ERROR.
+    """
+    code = error.code if isinstance(error, DLedgerError) else ResponseCode.UNKNOWN
+    if code in {ResponseCode.WAIT_QUORUM_ACK_TIMEOUT, ResponseCode.LEADER_PENDING_FULL}:
+        return PutMessageStatus.OS_PAGECACHE_BUSY
+    if has_position:
+        return PutMessageStatus.UNKNOWN_ERROR
+    if code in _NOT_AVAILABLE:
+        return PutMessageStatus.SERVICE_NOT_AVAILABLE
+    if code is ResponseCode.UNEXPECTED_ARGUMENT:
+        return PutMessageStatus.MESSAGE_ILLEGAL
+    return PutMessageStatus.UNKNOWN_ERROR
+
+
+class _Put:
+    """One put on its way: its hook, its answer."""
+
+    __slots__ = ("_bumps", "_byte_count", "_count", "_future", "_key", "_physical", "_queue_offset", "_store", "_time")
+
+    def __init__(
+        self,
+        store: DLedgerMessageStore,
+        future: asyncio.Future[PutResult],
+        message: Message,
+        count: int,
+        byte_count: int,
+    ) -> None:
+        self._store = store
+        self._future = future
+        self._key = (message.topic.encode(), message.queue_id)
+        # Prepared and rolled back halves are in no queue: offset 0, none taken.
+        self._bumps = message.sys_flag & TRANSACTION_TYPE_MASK in {0, SysFlag.COMMIT}
+        self._time = message.store_timestamp
+        self._count = count
+        self._byte_count = byte_count
+        self._queue_offset = -1
+        self._physical: list[int] = []
+
+    def hook(self, pos: int, body: bytes) -> bytes:
+        physical = pos + ENTRY_HEADER_BYTES
+        queue_offset = 0
+        if self._bumps:
+            offsets = self._store.next_offsets
+            queue_offset = offsets.get(self._key, 0)
+            offsets[self._key] = queue_offset + 1
+        if not self._physical:
+            self._queue_offset = queue_offset
+        self._physical.append(physical)
+        return b"".join((body[:20], _PLACE.pack(queue_offset, physical), body[36:]))
+
+    def done(self, result: BatchResult | None, error: Exception | None) -> None:
+        if self._future.done():
+            return
+        if error is None and result is not None:
+            self._future.set_result(self._result(PutMessageStatus.PUT_OK, ""))
+            return
+        placed = bool(self._physical)
+        status = put_status(error or RuntimeError("no answer"), has_position=placed)
+        remark = str(error)
+        if status is PutMessageStatus.OS_PAGECACHE_BUSY:
+            remark = f"{_BUSY}: {remark}"
+        self._future.set_result(self._result(status, remark))
+
+    def _result(self, status: PutMessageStatus, remark: str) -> PutResult:
+        physical = self._physical
+        host = self._store.store_host_bytes
+        return PutResult(
+            status, self._queue_offset, physical[0] if physical else -1,
+            ",".join([message_id(host, at) for at in physical]), self._time, bool(physical), remark, self._count,
+            self._byte_count, self._key[1],
+        )  # fmt: skip
+
+
+class DLedgerMessageStore(BaseMessageStore):
+    """See ``MessageStore``. ``applied_index`` and `apply` are the state machine's side."""
+
+    def __init__(self, config: StoreConfig) -> None:
+        super().__init__(config)
+        self._dledger_config = dledger_config(config)
+        self._role = BrokerRole.SLAVE
+        self.applied_index = -1
+        self._applied_term = -1
+        self.next_offsets: dict[tuple[bytes, int], int] = {}
+        self._master_term = -1
+        self._server = DLedgerServer(self._dledger_config, state_machine=self)
+        self._data_directory = str(self._dledger_config.node_dir / "data")
+        self._segment_bytes = self._dledger_config.mapped_file_size_for_entry_data
+        self._applied_waiters: list[tuple[int, asyncio.Future[None]]] = []
+        self._foreign_count = 0
+        self._housekeeper: asyncio.Task[None] | None = None
+        self._started = False
+        self._failed: asyncio.Future[BaseException] | None = None
+
+    # ------------------------------------------------------------------ life
+
+    async def start(self) -> None:
+        """See ``MessageStore.start``."""
+        os.makedirs(self.root, exist_ok=True)
+        self._reader = ThreadPoolExecutor(_READ_THREADS, thread_name_prefix="store-read")
+        self._failed = asyncio.get_running_loop().create_future()
+        checkpoint = self.logic.load(LogicCheckpoint.load(self.logic.checkpoint_path))
+        if checkpoint is not None:
+            self.applied_index = checkpoint.entry_index
+            self._applied_term = checkpoint.entry_term
+            self.tables.restore(checkpoint.tables)
+            self._checkpoint_physical = checkpoint.physical
+        touch_abort(self.root)
+        try:
+            await self._server.start()
+        except BaseException:
+            self._close_files()
+            raise
+        self._started = True
+        self._housekeeper = asyncio.get_running_loop().create_task(self._keep_checkpoints(), name="store-checkpoints")
+        self._server.driver.failure.add_done_callback(self._server_failed)
+
+    def _server_failed(self, failure: asyncio.Future[BaseException]) -> None:
+        if not failure.cancelled() and self._failed is not None and not self._failed.done():
+            self._failed.set_result(failure.result())
+
+    async def wait_failed(self) -> BaseException:
+        """See ``MessageStore.wait_failed``."""
+        if self._failed is None:
+            raise RuntimeError("the store has not been started")
+        return await asyncio.shield(self._failed)
+
+    async def stop(self) -> None:
+        """See ``MessageStore.stop``."""
+        if not self._started:
+            return
+        self._started = False
+        self._role = BrokerRole.SLAVE
+        if self._housekeeper is not None:
+            self._housekeeper.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._housekeeper
+        await self._server.stop()
+        for _, waiter in self._applied_waiters:
+            waiter.cancel()
+        self._applied_waiters.clear()
+        if self._failed is not None and self._failed.done():
+            self._close_files()
+            return
+        await self._save_checkpoint(entry_index=self.applied_index, entry_term=self._applied_term)
+        remove_abort(self.root)
+        self._close_files()
+
+    def _close_files(self) -> None:
+        self.logic.close()
+        self._pool.close()
+        if self._reader is not None:
+            self._reader.shutdown()
+
+    async def _keep_checkpoints(self) -> None:
+        """Every 16 MiB, or 10 s after a change."""
+        loop = asyncio.get_running_loop()
+        saved_at = loop.time()
+        interval = self.config.flush_interval_consume_queue_ms / 1000
+        while True:
+            await asyncio.sleep(interval)
+            fresh = self.logic.dispatched_physical - max(0, self._checkpoint_physical)
+            if fresh <= 0 or (fresh < _CHECKPOINT_BYTES and loop.time() - saved_at < _CHECKPOINT_SECONDS):
+                continue
+            try:
+                await self._save_checkpoint(entry_index=self.applied_index, entry_term=self._applied_term)
+            except DiskFullError as error:
+                self._log.warning("checkpoint_not_saved", error=error.message)
+            saved_at = loop.time()
+
+    # ------------------------------------------------------------------ role
+
+    @property
+    def is_dledger(self) -> bool:
+        return True
+
+    @property
+    def server(self) -> DLedgerServer:
+        """The embedded log node."""
+        return self._server
+
+    @property
+    def store_host_bytes(self) -> bytes:
+        return self._store_host
+
+    def add_role_change_handler(self, handler: RoleChangeHandler) -> None:
+        self._server.add_role_change_handler(handler)
+
+    def set_role(self, role: BrokerRole) -> None:
+        """See ``MessageStore.set_role``.
+
+        Raises:
+            NotLeaderError, LeaderNotReadyError: to become master, this node must lead, and must have applied an entry
+                of its own term: then it has applied everything before it, and knows each queue's end.
+        """
+        if role is not BrokerRole.SLAVE:
+            term, leader, _ = self._server.driver.leader_hint()
+            if leader != self._dledger_config.self_id:
+                raise NotLeaderError("only the leader of the log can be master", leader_id=leader)
+            if self._applied_term != term:
+                raise LeaderNotReadyError(f"the first entry of term {term} is not dispatched yet")
+            if self._role is BrokerRole.SLAVE or term != self._master_term:
+                self.recover_topic_queue_table()
+                self._master_term = term
+        self._role = role
+
+    def recover_topic_queue_table(self) -> None:
+        """See ``MessageStore.recover_topic_queue_table``."""
+        self.next_offsets = self.logic.next_offsets()
+
+    def _term(self) -> int:
+        return self._server.driver.leader_hint()[0]
+
+    def dledger_status(self) -> NodeStatus | None:
+        return self._server.status() if self._started else None
+
+    async def transfer_leadership(self, target: str | None = None) -> str:
+        return await self._server.transfer_leadership(target)
+
+    async def wait_dispatched(self) -> None:
+        """See ``MessageStore.wait_dispatched``."""
+        await self._wait_applied(self._server.status().commit_index)
+
+    async def _wait_applied(self, index: int) -> None:
+        if self.applied_index >= index:
+            return
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._applied_waiters.append((index, waiter))
+        await waiter
+
+    # ------------------------------------------------------------------ puts
+
+    def put_message(self, message: Message) -> Awaitable[PutResult]:
+        """See ``MessageStore.put_message``."""
+        future: asyncio.Future[PutResult] = asyncio.get_running_loop().create_future()
+        refused = self._refuse_put() or self._prepare(message)
+        if refused is not None:
+            future.set_result(refused)
+            return future
+        try:
+            body = encode_message(message)
+        except MessageFormatError as error:
+            future.set_result(message_illegal(error.message))
+            return future
+        if len(body) > self.config.max_message_size:
+            future.set_result(self._too_large(len(body)))
+            return future
+        put = _Put(self, future, message, 1, len(body))
+        self._server.append_nowait((body,), done=put.done, hook=put.hook)
+        return future
+
+    def put_messages(self, batch: Message) -> Awaitable[PutResult]:
+        """See ``MessageStore.put_messages``."""
+        future: asyncio.Future[PutResult] = asyncio.get_running_loop().create_future()
+        refused = self._refuse_put() or self._prepare(batch)
+        if refused is not None:
+            future.set_result(refused)
+            return future
+        try:
+            bodies = batch_messages(batch, decode_batch(batch.body), self._store_host)
+        except MessageFormatError as error:
+            future.set_result(message_illegal(error.message))
+            return future
+        total = sum(map(len, bodies))
+        if total > self.config.max_message_size:
+            future.set_result(self._too_large(total))
+            return future
+        put = _Put(self, future, batch, len(bodies), total)
+        self._server.append_nowait(bodies, done=put.done, hook=put.hook)
+        return future
+
+    def _too_large(self, size: int) -> PutResult:
+        return message_illegal(f"{size} bytes to store, maxMessageSize is {self.config.max_message_size}")
+
+    def _refuse_put(self) -> PutResult | None:
+        if not self._started:
+            return service_not_available("the store is stopping")
+        if self._role is BrokerRole.SLAVE:
+            return service_not_available("this broker is a slave")
+        if self._term() != self._master_term:
+            return service_not_available("leadership has changed")
+        return None
+
+    # ------------------------------------------------------------------ small state
+
+    async def put_state(self, kind: str, key: str, value: object) -> None:
+        """See ``MessageStore.put_state``."""
+        await self.put_states([(kind, key, value)])
+
+    async def put_states(self, records: Sequence[tuple[str, str, object]]) -> None:
+        """See ``MessageStore.put_states``."""
+        if not records:
+            return
+        refused = self._refuse_put()
+        if refused is not None:
+            leader = self._server.driver.leader_hint()[1] if self._started else None
+            raise NotLeaderError(refused.remark, leader_id=leader)
+        deleted = [key.encode() for kind, key, value in records if kind == StateKind.TOPICS and value is None]
+
+        def forget_offsets(_: int, body: bytes) -> bytes:
+            # At the record's place in the log: later messages of a topic of that name start at 0 again.
+            for topic in deleted:
+                for key in [key for key in self.next_offsets if key[0] == topic]:
+                    del self.next_offsets[key]
+            return body
+
+        body = encode_state(records, now_ms())
+        result = await self._server.append_batch((body,), hook=forget_offsets if deleted else None)
+        await self._wait_applied(result.last_index)
+
+    # ------------------------------------------------------------------ committed entries
+
+    async def apply(self, entries: Sequence[Entry]) -> None:
+        """Take in committed entries, in order (the state machine's side).
+
+        Raises:
+            CorruptLogError: the derived files belong to another log.
+            StorageError: they cannot be written; the node stops.
+        """
+        self._check_continues(entries[0])
+        for first in range(0, len(entries), _DISPATCH_CHUNK):
+            chunk = entries[first : first + _DISPATCH_CHUNK]
+            await self._apply_chunk(chunk)
+            last = chunk[-1]
+            self.logic.dispatched_physical = last.pos + ENTRY_HEADER_BYTES + len(last.body)
+            self.applied_index, self._applied_term = last.index, last.term
+            if self._applied_waiters:
+                self._wake_applied()
+            if first + _DISPATCH_CHUNK < len(entries):
+                await asyncio.sleep(0)
+
+    def _check_continues(self, entry: Entry) -> None:
+        if self.applied_index < 0:
+            return
+        end, segment = self.logic.dispatched_physical, self._segment_bytes
+        next_segment = (end // segment + 1) * segment
+        if (
+            entry.index != self.applied_index + 1
+            or entry.pos not in {end, next_segment}
+            or entry.term < self._applied_term
+        ):
+            raise CorruptLogError(
+                f"{self.root}: the consume queues end after entry {self.applied_index} at byte {end}, the log goes on "
+                f"with entry {entry.index} of term {entry.term} at byte {entry.pos}: they belong to different logs. "
+                f"Delete {self.logic.checkpoint_path}; everything derived is then made anew"
+            )
+
+    async def _apply_chunk(self, entries: Sequence[Entry]) -> None:
+        messages: list[StoredBytes] = []
+        for entry in entries:
+            if entry.type is not EntryType.NORMAL:
+                continue
+            body = entry.body
+            physical = entry.pos + ENTRY_HEADER_BYTES
+            total, magic, place = _HEAD.unpack_from(body) if len(body) >= _HEAD_BYTES else (0, 0, 0)
+            if magic == MESSAGE_MAGIC and place == physical and total == len(body):
+                messages.append((body, 0, physical))
+            elif body[4:8] == _STATE_MAGIC_BYTES:
+                await self._dispatch(messages)
+                messages = []
+                self._apply_state(body, entry.index)
+            else:
+                self._foreign(entry)
+        await self._dispatch(messages)
+
+    async def _dispatch(self, messages: list[StoredBytes]) -> None:
+        if not messages:
+            return
+        try:
+            self.logic.dispatch(messages)
+            return
+        except DiskFullError as error:
+            self._log.error("dispatch_waits_for_disk", error=error.message)
+        while True:
+            await asyncio.sleep(_DISK_FULL_RETRY_S)
+            with contextlib.suppress(DiskFullError):
+                self.logic.finish()
+                return
+
+    def _apply_state(self, body: bytes, index: int) -> None:
+        try:
+            records, timestamp = decode_state(body)
+        except MessageFormatError as error:
+            self._log.error("state_record_skipped", index=index, reason=error.message)
+            return
+        for kind, key, value in records:
+            if kind == StateKind.TOPICS and value is None:
+                self.logic.delete_topic(key)
+        self.tables.apply(records, timestamp)
+
+    def _foreign(self, entry: Entry) -> None:
+        """Something else was appended to the group's log by hand: no message, so nobody consumes it."""
+        self._foreign_count += 1
+        if self._foreign_count == 1:
+            self._log.warning("entry_is_no_message", index=entry.index, pos=entry.pos)
+
+    def _wake_applied(self) -> None:
+        left = []
+        for index, waiter in self._applied_waiters:
+            if waiter.done():
+                continue
+            if index <= self.applied_index:
+                waiter.set_result(None)
+            else:
+                left.append((index, waiter))
+        self._applied_waiters = left
+
+    # ------------------------------------------------------------------ reads
+
+    @property
+    def max_physical_offset(self) -> int:
+        return self.logic.dispatched_physical
+
+    @property
+    def min_physical_offset(self) -> int:
+        return 0
+
+    def _read_log(self, physical: int, length: int, *, now: bool) -> bytes:
+        start = physical - physical % self._segment_bytes
+        try:
+            return self._pool.read(f"{self._data_directory}/{start:020d}", physical - start, length, now=now)
+        except FileNotFoundError:
+            return b""
+
+    def _read_message(self, physical: int, size: int, *, now: bool) -> bytes | None:
+        """A committed message is always there: never answer that it is gone, a consumer would skip it."""
+        data = super()._read_message(physical, size, now=now)
+        if data is None and self.min_physical_offset <= physical <= self.max_physical_offset - size:
+            start = physical - physical % self._segment_bytes
+            self._pool.forget(f"{self._data_directory}/{start:020d}")  # it may have been replaced since
+            data = super()._read_message(physical, size, now=now)
+            if data is None:
+                raise NotReadableYetError(f"the message at {physical} is committed but not in this node's file yet")
+        return data
+
+    def dispatch_behind_bytes(self) -> int:
+        """See ``MessageStore.dispatch_behind_bytes``; at least 1 while an entry is not dispatched."""
+        if not self._started:
+            return 0
+        commit_index = self._server.status().commit_index
+        if self.applied_index >= commit_index:
+            return 0
+        position = self._server.driver.position_of(commit_index)
+        return max(1, position + ENTRY_HEADER_BYTES - self.logic.dispatched_physical)
+
+    async def clean_expired(self, *, now_ms: int | None = None, force: bool = False) -> int:
+        """The log deletes for itself: always 0."""
+        del now_ms, force
+        return 0
+
+    def update_ha_master_address(self, address: str | None) -> None:
+        """No HAService in this mode: Raft replicates."""
+
+    def ha_status(self) -> HaStatus:
+        return HaStatus(self._role, self.max_physical_offset, None)
+
+
+_STATE_MAGIC_BYTES: Final = STATE_MAGIC.to_bytes(4, "big")

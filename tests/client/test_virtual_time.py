@@ -1,0 +1,174 @@
+"""The same pipeline on virtual time: thousands of forced retries, exact deadlines, one conversation per seed."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import random
+from pathlib import Path
+
+import pytest
+
+import dledger.client
+from dledger.client.discovery import Directory
+from dledger.client.options import PipelineOptions
+from dledger.client.pipeline import AppendPipeline
+from dledger.errors import DLedgerError, Outcome
+from dledger.sim.loop import SimLoop
+from tests.client.group import ChaosScript, FakeGroup, MemoryTransport
+
+
+def on_virtual_time(seed, main):
+    loop = SimLoop(random.Random(seed))
+    try:
+        return loop.run_until_complete(main)
+    finally:
+        loop.close()
+
+
+class Weather:
+    """Kills, revives, hangs and elects nodes at random times until told to stop."""
+
+    def __init__(self, transport, rng):
+        self.transport = transport
+        self.group = transport.group
+        self._rng = rng
+
+    async def run(self):
+        rng, group, transport = self._rng, self.group, self.transport
+        while True:
+            await asyncio.sleep(rng.uniform(0.01, 0.4))
+            node = rng.choice(group.node_ids)
+            event = rng.randrange(5)
+            if event == 0 and len(transport.down) < 1:
+                transport.kill(node)
+                if group.leader == node:
+                    group.elect(None)
+            elif event == 1:
+                transport.down.clear()
+            elif event == 2:
+                transport.hung = set() if transport.hung else {node}
+            elif event == 3:
+                group.elect(rng.choice([None, *group.node_ids]))
+            if group.leader is None or group.leader in transport.down:
+                alive = [one for one in group.node_ids if one not in transport.down]
+                asyncio.get_running_loop().call_later(rng.uniform(0.01, 0.3), group.elect, rng.choice(alive))
+
+    def calm(self):
+        self.transport.down.clear()
+        self.transport.hung.clear()
+        self.group.script = None
+        if self.group.leader is None:
+            self.group.elect("n1")
+
+
+async def campaign(seed, *, share, timeout_s, tasks=30, appends=100, evictions=False):
+    """Run appends through everything that can go wrong; return the group, what was told, and the script."""
+    rng = random.Random(seed)
+    group = FakeGroup()
+    transport = MemoryTransport(group, delay_s=0.0003)
+    script = group.script = ChaosScript(seed, share)
+    options = PipelineOptions(batch_entries=rng.choice([1, 4, 32]), max_wire_batches=rng.choice([1, 3, 16]))
+    nodes = {node: node for node in group.node_ids}
+    pipeline = AppendPipeline(transport, Directory(nodes), options, random.Random(seed + 1))
+    weather = Weather(transport, rng)
+    raging = asyncio.ensure_future(weather.run())
+    told = {}
+
+    async def producer(task):
+        for number in range(appends):
+            body = b"%d/%d" % (task, number)
+            try:
+                told[body] = (await pipeline.queue.submit(body, rng.uniform(0.1, 1.9) * timeout_s)).index
+            except DLedgerError as error:
+                told[body] = error
+            if evictions and rng.random() < 0.005:
+                group.evict()
+
+    await asyncio.gather(*[producer(task) for task in range(tasks)])
+    raging.cancel()
+    weather.calm()
+    last = await pipeline.queue.submit(b"last", 60.0)
+    assert group.log[last.index][3] == b"last"
+    await pipeline.close()
+    assert (pipeline.queue.pending_count, pipeline.queue.pending_bytes) == (0, 0)
+    assert asyncio.all_tasks() - {asyncio.current_task(), raging} == set()
+    return group, told, script
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_exactly_once_through_kills_hangs_elections_and_refusals(seed):
+    """With time enough every append is acknowledged; each stands once, where it was said to be."""
+    group, told, script = on_virtual_time(seed, campaign(seed, share=0.3, timeout_s=10_000.0))
+    assert script.forced > 20
+    assert all(isinstance(index, int) for index in told.values())
+    assert sorted(group.bodies()) == sorted([*told, b"last"])
+    assert all(group.log[index][3] == body for body, index in told.items())
+    for task in range(30):
+        places = [told[b"%d/%d" % (task, number)] for number in range(100)]
+        assert places == sorted(places)
+
+
+@pytest.mark.parametrize("evictions", [False, True])
+@pytest.mark.parametrize("seed", range(6))
+def test_what_is_said_of_an_append_is_true(seed, evictions):
+    """Short deadlines in bad weather: a success stands where it was said, a definite failure nowhere, nothing twice."""
+    made = campaign(100 + seed, share=0.4, timeout_s=0.15, evictions=evictions)
+    group, told, _ = on_virtual_time(seed, made)
+    stands = group.bodies()
+    assert len(set(stands)) == len(stands)
+    outcomes = {Outcome.DEFINITE: 0, Outcome.UNKNOWN: 0}
+    for body, result in told.items():
+        if isinstance(result, int):
+            assert group.log[result][3] == body
+            continue
+        outcomes[result.outcome] += 1
+        assert result.outcome is Outcome.UNKNOWN or body not in stands
+    assert min(outcomes.values()) > 0
+
+
+def test_a_deadline_is_kept_to_the_hundredth_of_a_second():
+    async def main():
+        loop = asyncio.get_running_loop()
+        transport = MemoryTransport(FakeGroup(leader=None))
+        pipeline = AppendPipeline(transport, Directory({"n0": "n0"}), PipelineOptions(), random.Random(1))
+        began = loop.time()
+        ends = {}
+        futures = []
+        for timeout in (3.0, 1.0, 1.004, 2.0, 0.5):
+            future = pipeline.queue.submit(b"a", timeout)
+            future.add_done_callback(lambda _, timeout=timeout: ends.setdefault(timeout, loop.time() - began))
+            futures.append(future)
+        await asyncio.gather(*futures, return_exceptions=True)
+        await pipeline.close()
+        return ends
+
+    for timeout, end in on_virtual_time(1, main()).items():
+        assert timeout <= end + 1e-9 <= timeout + 0.011
+
+
+def test_the_same_seed_gives_the_same_conversation():
+    def conversation():
+        group, told, _ = on_virtual_time(5, campaign(5, share=0.4, timeout_s=0.3, tasks=5, appends=40))
+        return group.batches, group.log, {body: str(result) for body, result in told.items()}
+
+    assert conversation() == conversation()
+
+
+def test_the_logic_imports_neither_network_nor_clock_nor_thread():
+    allowed = {"asyncio", "collections", "dataclasses", "enum", "itertools", "random", "typing", "__future__"}
+    home = Path(dledger.client.__file__).parent
+    for name in ("batch", "discovery", "options", "pipeline", "queue", "transport"):
+        tree = ast.parse((home / f"{name}.py").read_text())
+        for node in ast.walk(tree):
+            modules = (
+                [alias.name for alias in node.names]
+                if isinstance(node, ast.Import)
+                else [node.module]
+                if isinstance(node, ast.ImportFrom)
+                else []
+            )
+            for module in modules:
+                assert module.split(".")[0] in allowed | {"dledger"}, f"{name} imports {module}"
+                assert "grpc" not in module
+                assert not module.startswith("dledger.rpc")

@@ -1,0 +1,245 @@
+"""Ours, beyond the paper: votes of nodes that may have lost entries they acknowledged (``HardState.vote_floor``)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import pytest
+
+from dledger.raft.messages import (
+    UNKNOWN_FLOOR,
+    AppendEntriesResponse,
+    HardState,
+    HeartbeatResponse,
+    LogId,
+    RequestVoteResponse,
+    TimeoutNow,
+)
+from tests.raft.harness import OPTIONS, World, append, heartbeat, make_candidate, make_pre_candidate, vote_request
+
+WIPED = HardState(vote_floor=UNKNOWN_FLOOR)
+
+
+def world_of(logs: Mapping[str, Sequence[int]], floors: Mapping[str, LogId], size: int = 3) -> World:
+    states = {}
+    for number in range(size):
+        name = f"n{number}"
+        states[name] = HardState(max(logs.get(name, ()), default=0), None, floors.get(name))
+    return World(size, logs=logs, hard_states=states)
+
+
+@pytest.mark.parametrize("pre_vote", [False, True], ids=["vote", "poll"])
+@pytest.mark.parametrize(
+    ("floor", "log", "candidate", "provisional"),
+    [
+        (None, [1], (0, 1), False),
+        # A wiped folder: nothing is known of what was promised.
+        (UNKNOWN_FLOOR, [], (5, 3), True),
+        (UNKNOWN_FLOOR, [1], (5, 3), True),
+        (UNKNOWN_FLOOR, [], (-1, -1), False),  # two empty logs: a group that never had an entry
+        # A damaged tail: the floor is the furthest entry that may have been acknowledged.
+        (LogId(2, 5), [1], (5, 2), False),
+        (LogId(2, 5), [1], (6, 2), False),
+        (LogId(2, 5), [1], (0, 3), False),
+        (LogId(2, 5), [1], (4, 2), True),
+        (LogId(2, 5), [1], (9, 1), True),
+    ],
+)
+def test_which_votes_are_provisional(
+    floor: LogId | None, log: list[int], candidate: tuple[int, int], provisional: bool, pre_vote: bool
+) -> None:
+    """A vote for a log that reaches the floor is a full one; below it the voter may have held more."""
+    world = World(logs={"n0": log}, hard_states={"n0": HardState(1, None, floor)})
+    (answer,) = world.step("n0", vote_request("n1", 4, candidate, pre_vote=pre_vote))
+    assert isinstance(answer, RequestVoteResponse)
+    assert (answer.granted, answer.provisional) == (True, provisional)
+
+
+def test_a_new_group_starts_with_a_majority() -> None:
+    """Three empty folders, one machine not up yet: two are enough, and the floors go with the first entry."""
+    world = World(hard_states={f"n{at}": WIPED for at in range(3)})
+    world["n2"].crash()
+    world.advance(3000)
+    leader = world.leader
+    assert leader is not None
+    assert leader.core.commit_index == 0
+    assert [world[name].core.hard_state.vote_floor for name in ("n0", "n1")] == [None, None]
+    world["n2"].restart()
+    world.advance(300)
+    assert world["n2"].core.hard_state.vote_floor is None
+
+
+def test_a_wiped_node_cannot_make_a_lagging_node_leader() -> None:
+    """n0 and n2 hold three committed entries, n1 one; n2 is wiped, n0 down. Nobody may lead until n0 is back."""
+    world = world_of({"n0": [1, 1, 1], "n1": [1]}, {"n2": UNKNOWN_FLOOR})
+    world["n0"].crash()
+    world.advance(30_000)
+    assert world.leader is None
+    assert "elected" not in world.transcript()
+    world["n0"].restart()
+    world.advance(5000)
+    assert world.leader is world["n0"]
+    assert [node.terms[:3] for node in world.nodes.values()] == [[1, 1, 1]] * 3
+    assert world["n2"].core.hard_state.vote_floor is None
+
+
+def test_without_the_floor_the_entries_would_be_lost() -> None:
+    """The test of the test: the same story with a node that forgets that it was wiped."""
+    world = world_of({"n0": [1, 1, 1], "n1": [1]}, {})
+    world["n0"].crash()
+    world.advance(30_000)
+    assert world.leader is world["n1"]
+
+
+def test_a_unanimous_provisional_election_works() -> None:
+    """All are unsure, all are there: the furthest log wins, because nothing better has survived anywhere."""
+    floors = {f"n{at}": UNKNOWN_FLOOR for at in range(3)}
+    world = world_of({"n0": [1], "n1": [1, 1, 1], "n2": [1, 1]}, floors)
+    world.advance(5000)
+    assert world.leader is world["n1"]
+    assert all(node.log == world["n1"].log for node in world.nodes.values())
+    assert all(node.core.hard_state.vote_floor is None for node in world.nodes.values())
+
+
+def test_an_unsure_majority_is_not_enough() -> None:
+    """One of the three is missing, and it may be the one that has everything."""
+    floors = {f"n{at}": UNKNOWN_FLOOR for at in range(3)}
+    world = world_of({"n0": [1], "n1": [1, 1, 1], "n2": [1, 1]}, floors)
+    world["n2"].crash()
+    world.advance(30_000)
+    assert world.leader is None
+
+
+def test_a_sure_majority_needs_no_unsure_vote() -> None:
+    """Two good logs of three: the wiped node waits and is filled."""
+    world = world_of({"n0": [1, 1], "n1": [1, 1]}, {"n2": UNKNOWN_FLOOR})
+    world.advance(3000)
+    assert world.leader in {world["n0"], world["n1"]}
+    assert world["n2"].log == world["n0"].log
+
+
+def test_a_vote_forgotten_with_the_folder_does_not_make_two_leaders() -> None:
+    """n2 voted for n0 in term 5, n0 leads it; n2 is wiped and asked by n1 in the same term."""
+    states = {"n0": HardState(5, "n0"), "n1": HardState(4), "n2": WIPED}
+    world = World(logs={"n0": [1, 5], "n1": [1]}, hard_states=states)
+    candidate = make_candidate(world, "n1")
+    assert candidate.core.term == 5
+    for voter in ("n0", "n2"):
+        for answer in world.step(voter, vote_request("n1", 5, (0, 1))):
+            assert isinstance(answer, RequestVoteResponse)
+            assert answer.granted is (voter == "n2")
+            candidate.step(answer)
+    assert not candidate.core.is_leader
+
+
+def test_the_own_vote_is_provisional_too() -> None:
+    """A node behind its own floor does not win with one more vote of three."""
+    world = world_of({"n0": [1], "n1": [1], "n2": []}, {"n0": LogId(1, 7)})
+    node = make_pre_candidate(world)
+    for answer in world.step("n1", vote_request("n0", 2, (0, 1), pre_vote=True)):
+        node.step(answer)
+    assert node.core.term == 1  # the poll is not won
+    for answer in world.step("n2", vote_request("n0", 2, (0, 1), pre_vote=True)):
+        node.step(answer)
+    assert node.core.term == 2  # all three agree
+
+
+def test_a_node_behind_its_floor_is_no_transferee() -> None:
+    """It does not campaign at a leader's word: the others' votes could not repair what it lost."""
+    world = world_of({"n0": [1]}, {"n0": LogId(1, 7)})
+    node = world["n0"]
+    node.step(heartbeat("n1", 1))
+    assert world.step("n0", TimeoutNow("n1", 1)) == []
+    assert node.core.term == 1
+
+
+# ---------------------------------------------------------------------- how the floor goes
+
+
+def test_the_floor_goes_with_an_entry_of_a_live_leaders_term() -> None:
+    """Only that proves that all that was committed is here: entries of older terms and heartbeats do not."""
+    world = World(hard_states={"n0": WIPED})
+    node = world["n0"]
+    node.step(heartbeat("n1", 3))
+    assert node.core.votes_provisionally
+    node.step(append("n1", 3, (-1, -1), [1, 1, 2]))
+    assert node.core.votes_provisionally
+    assert node.disk_hard_state.vote_floor == UNKNOWN_FLOOR
+    node.step(append("n1", 3, (2, 2), [3]))
+    assert not node.core.votes_provisionally
+    assert node.disk_hard_state == HardState(3)
+    assert "vote_floor_cleared" in world.transcript()
+
+
+def test_the_floor_goes_only_once_the_entry_is_durable() -> None:
+    """What a power failure could take again proves nothing."""
+    world = World(hard_states={"n0": WIPED})
+    node = world["n0"]
+    node.step(heartbeat("n1", 3))
+    node.auto_persist = False
+    node.step(append("n1", 3, (-1, -1), [3]))
+    assert node.core.votes_provisionally
+    node.settle()
+    assert not node.core.votes_provisionally
+    assert node.disk_hard_state.vote_floor == UNKNOWN_FLOOR
+    node.settle()
+    assert node.disk_hard_state.vote_floor is None
+
+
+def test_a_leaders_floor_goes_with_its_first_entry() -> None:
+    """A leader that all voted for has everything that survived."""
+    world = World(hard_states={f"n{at}": WIPED for at in range(3)})
+    leader = world.elect("n0")
+    assert leader.disk_hard_state == HardState(1, "n0")
+    assert leader.core.commit_index == 0
+
+
+def test_clearing_keeps_term_and_vote() -> None:
+    """Three facts, one durable value."""
+    world = World(hard_states={"n0": WIPED})
+    node = world["n0"]
+    node.step(vote_request("n1", 3, (4, 2)))
+    node.step(append("n1", 3, (-1, -1), [1, 1, 2, 2, 2, 3]))
+    assert node.disk_hard_state == HardState(3, "n1")
+
+
+def test_acknowledgements_wait_for_the_cleared_floor_without_being_lost() -> None:
+    """The floor is part of the hard state: answers leave after it is durable, none is forgotten."""
+    world = World(hard_states={"n0": WIPED})
+    node = world["n0"]
+    node.step(heartbeat("n1", 3))
+    node.auto_persist = False
+    node.step(append("n1", 3, (-1, -1), [3]))
+    assert world.sent_by("n0", node.settle) == []
+    sent = world.sent_by("n0", node.settle)
+    assert AppendEntriesResponse("n0", 3, True, 0, 0) in sent
+    assert isinstance(world.step("n0", heartbeat("n1", 3))[0], HeartbeatResponse)
+
+
+def test_a_known_floor_goes_by_itself_when_the_log_reaches_it() -> None:
+    """A log that has come to the floor again votes in full, even before the floor is erased."""
+    world = world_of({"n0": [1, 1, 1]}, {"n0": LogId(1, 4)})
+    node = world["n0"]
+    assert node.core.votes_provisionally
+    node.step(append("n1", 2, (2, 1), [1, 1]))
+    assert not node.core.votes_provisionally
+    assert node.disk_hard_state.vote_floor == LogId(1, 4)
+
+
+def test_wiped_and_restarted_under_load() -> None:
+    """The whole story: a folder is deleted, the node comes back, is filled, and its vote counts in full again."""
+    world = World()
+    leader = world.elect("n0")
+    leader.propose(50)
+    world.deliver()
+    world["n2"].crash()
+    world["n2"].wipe()
+    leader.propose(50)
+    world.deliver()
+    world["n2"].restart()
+    world.advance(500)
+    assert world["n2"].log == leader.log
+    world["n0"].crash()
+    world.advance(3 * OPTIONS.election_timeout_ms)
+    assert world.leader in {world["n1"], world["n2"]}
+    assert world.leader.core.commit_index == 101
