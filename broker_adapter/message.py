@@ -326,6 +326,8 @@ def encode_message(message: Message) -> bytes:
     """
     topic = message.topic.encode()
     properties = message.properties
+    if properties.endswith(b"\0"):
+        properties += b"\x02"  # the last byte tells a whole message from a torn one
     if len(topic) > MAX_TOPIC_BYTES:
         raise MessageFormatError(f"the topic has {len(topic)} bytes, the limit is {MAX_TOPIC_BYTES}")
     if len(properties) > MAX_PROPERTIES_BYTES:

@@ -136,7 +136,9 @@ class ConsumeProcessor:
         if offset >= 0:
             return request.response(ext={"offset": offset})
         first = ctx.store.min_offset(topic, queue_id)
-        if first <= 0 and ctx.store.is_in_memory(topic, queue_id, 0):
+        is_empty = ctx.store.max_offset(topic, queue_id) <= 0
+        if first <= 0 and (is_empty or ctx.store.is_in_memory(topic, queue_id, 0)):
+            # A young queue: a new group starts at its beginning, whatever it asked for (upstream's rule).
             return request.response(ext={"offset": 0})
         return request.response(
             ResponseCode.QUERY_NOT_FOUND, "Not found, V3_0_6_SNAPSHOT maybe this group consumer boot first"

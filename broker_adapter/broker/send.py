@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import zlib
 from collections.abc import Awaitable
 from dataclasses import dataclass
 from functools import partial
@@ -28,7 +29,7 @@ from broker_adapter.message import (
     pop_properties,
     set_property,
 )
-from broker_adapter.remoting.codes import RequestCode, ResponseCode
+from broker_adapter.remoting.codes import MessageSysFlag, RequestCode, ResponseCode
 from broker_adapter.remoting.command import RemotingCommand
 from broker_adapter.remoting.connection import RemotingConnection
 from broker_adapter.remoting.errors import CommandError
@@ -70,6 +71,7 @@ _LONG: Final = (
 _SHORT: Final = tuple("abcdefghijklm")
 _TRANSACTION_PROPERTY: Final = b"TRAN_MSG"
 _TRANSACTION_BITS: Final = 12
+_COMPRESSION_BITS: Final = 0x701
 _RETRY_TOPIC_PROPERTY: Final = b"RETRY_TOPIC"
 _ORIGIN_ID_PROPERTY: Final = b"ORIGIN_MESSAGE_ID"
 _WAIT_PROPERTY: Final = b"WAIT"
@@ -307,9 +309,13 @@ class SendProcessor:
                 ResponseCode.SYSTEM_ERROR,
                 f"request queueId[{queue_id}] is illegal, topic:[{topic.name}] has {topic.queue_count} queues",
             )
+        body = bytes(request.body)
+        if header.batch and header.sys_flag & MessageSysFlag.COMPRESSED:
+            body = self._inflate(body)
+            header.sys_flag &= ~_COMPRESSION_BITS
         message = Message(
             header.topic,
-            bytes(request.body),
+            body,
             queue_id,
             header.properties,
             header.flag,
@@ -323,6 +329,18 @@ class SendProcessor:
         if header.topic.startswith((RETRY_PREFIX, DLQ_PREFIX)):
             raise CommandError(ResponseCode.MESSAGE_ILLEGAL, "batch request does not support retry group")
         return self._ctx.store.put_messages(message)
+
+    def _inflate(self, body: bytes) -> bytes:
+        """Some clients compress a batch as a whole where its messages are meant: take it apart before it is stored."""
+        limit = self._ctx.config.max_message_size_bytes
+        inflater = zlib.decompressobj()
+        try:
+            data = inflater.decompress(body, limit)
+        except zlib.error as error:
+            raise CommandError(ResponseCode.MESSAGE_ILLEGAL, f"the compressed batch is damaged: {error}") from None
+        if inflater.unconsumed_tail or not inflater.eof:
+            raise CommandError(ResponseCode.MESSAGE_ILLEGAL, f"the batch has more than {limit} bytes, or is cut off")
+        return data
 
     def _born_host(self, request: RemotingCommand, address: str) -> tuple[str, int]:
         text = str(request.ext.get(FORWARDED_HOST_FIELD) or address)

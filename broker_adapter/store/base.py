@@ -356,7 +356,7 @@ class BaseMessageStore:
             return None
         cached = self.logic.cache.get(physical)
         if cached is not None:
-            return cached
+            return cached if size is None or size == len(cached) else None
         head = self._read_log(physical, _HEAD_BYTES, now=now)
         if len(head) < _HEAD_BYTES:
             return None

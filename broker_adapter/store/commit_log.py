@@ -59,8 +59,9 @@ class CommitLog:
         """
         self.files.load()
         start = self.files.first
-        if verified is not None and self.files.first <= verified <= self.files.limit and self._is_boundary(verified):
-            start = verified
+        if verified is not None and start <= verified <= self.files.limit and self._is_boundary(verified):
+            # A file cut below it by someone else: then only the files before it are what they were.
+            start = verified if verified <= self.files.intact_end else max(start, self.files.starts[-1])
         end = start
         for _, following in self.scan(start, self.files.limit, verify=True):
             end = following
@@ -192,7 +193,10 @@ class CommitLog:
 
 
 def _is_whole(data: bytes, at: int, total: int) -> bool:
+    """Whether a message is all there. The CRC covers the body only: properties that a torn write left as zeros show by
+    their last byte, which is never a zero (see ``encode_message``)."""
     try:
-        return decode_message(data, at).stored_size == total
+        message = decode_message(data, at)
     except MessageFormatError:
         return False
+    return message.stored_size == total and not message.properties.endswith(b"\0")

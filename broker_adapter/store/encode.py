@@ -62,6 +62,8 @@ def batch_messages(batch: Message, items: Sequence[BatchItem], store_host: bytes
             if shared:
                 separator = b"\x02" if own and not own.endswith(b"\x02") else b""
                 properties = own + separator + shared
+            if properties.endswith(b"\0"):
+                properties += b"\x02"  # as in encode_message
             length = len(properties)
             if length > MAX_PROPERTIES_BYTES:
                 raise MessageFormatError(f"the properties of a message have {length} bytes")

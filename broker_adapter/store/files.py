@@ -143,6 +143,8 @@ class SegmentFiles:
         self.file_bytes = file_bytes
         self.starts: list[int] = []
         self.dirty: set[str] = set()
+        self.intact_end = 0
+        """Where the last file ended when `load` found it: what is before it may be trusted as far as it ever was."""
         self._pool = pool
         self._made = False
 
@@ -156,21 +158,24 @@ class SegmentFiles:
         if not os.path.isdir(self.directory):
             return
         self._made = True
-        for name in sorted(os.listdir(self.directory)):
-            if len(name) != _NAME_DIGITS or not name.isdigit():
-                continue
-            start = int(name)
+        names = sorted(name for name in os.listdir(self.directory) if len(name) == _NAME_DIGITS and name.isdigit())
+        self.starts = [int(name) for name in names]
+        sizes = [os.path.getsize(self.path(start)) for start in self.starts]
+        for number, (start, size) in enumerate(zip(self.starts, sizes, strict=True)):
             path = self.path(start)
             if start % self.file_bytes:
-                raise StorageFailedError(f"{path}: the name is no multiple of the file size {self.file_bytes}")
-            if self.starts and start != self.starts[-1] + self.file_bytes:
+                raise StorageFailedError(
+                    f"{path}: the name is no multiple of {self.file_bytes}: is another file size set?"
+                )
+            if number and start != self.starts[number - 1] + self.file_bytes:
                 raise StorageFailedError(f"{path}: the file before it, {start - self.file_bytes:020d}, is missing")
-            self.starts.append(start)
-            size = os.path.getsize(path)
-            if size > self.file_bytes:
-                raise StorageFailedError(f"{path}: {size} bytes, expected {self.file_bytes}: another file size is set")
-            if size < self.file_bytes:  # cut short by a crash or a copy: the missing part reads as zeros
-                os.truncate(path, self.file_bytes)
+            if size > self.file_bytes or (size < self.file_bytes and number < len(sizes) - 1):
+                raise StorageFailedError(f"{path}: {size} bytes, expected {self.file_bytes}: is another file size set?")
+        if sizes and sizes[-1] < self.file_bytes:  # cut short by a crash or a copy: the missing part reads as zeros
+            self.intact_end = self.starts[-1] + sizes[-1]
+            os.truncate(self.path(self.starts[-1]), self.file_bytes)
+        else:
+            self.intact_end = self.limit
 
     @property
     def first(self) -> int:

@@ -392,6 +392,8 @@ class RaftCore:
             progress.become_probe()
             progress.pause()  # until it answers a heartbeat or reconnects
             progress.broken = True
+        if peer == self.transferee:
+            self._give_up_transfer()
         self._unreachable.add(peer)
         if self.role in {Role.PRE_CANDIDATE, Role.CANDIDATE} and self._everybody_has_answered():
             self._election_lost()
@@ -961,15 +963,9 @@ class RaftCore:
         if now >= self._quorum_check_due_ms and not self._check_quorum():
             return
         if now >= self._transfer_deadline_ms:
-            self._event("transfer_given_up", target=self.transferee)
-            self.transferee = None
-            self._transfer_deadline_ms = _FOREVER
-            if self.disk_full:
-                self.step_down(now)
+            self._give_up_transfer()
+            if not self.is_leader:
                 return
-            self._preferred_check_due_ms = (
-                now + 10 * self.options.preferred_check_ms if self.options.preferred_leader_ids else _FOREVER
-            )
         if now >= self._heartbeat_due_ms:
             self._broadcast_heartbeat()
         if now >= self._commit_notice_due_ms:
@@ -977,6 +973,16 @@ class RaftCore:
         if now >= self._preferred_check_due_ms:
             self._preferred_check_due_ms = now + self.options.preferred_check_ms
             self._prefer_another_leader()
+
+    def _give_up_transfer(self) -> None:
+        """The transferee did not take over in time, or its connection broke: take appends again (T§3.10)."""
+        self._event("transfer_given_up", target=self.transferee)
+        self.transferee = None
+        self._transfer_deadline_ms = _FOREVER
+        if self.disk_full:
+            self.step_down(self._now_ms)
+        elif self.options.preferred_leader_ids:
+            self._preferred_check_due_ms = self._now_ms + 10 * self.options.preferred_check_ms
 
     def _check_quorum(self) -> bool:
         """Step down when no majority was heard of within an election timeout (T§6.2)."""

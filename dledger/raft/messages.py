@@ -191,6 +191,8 @@ class Heartbeat(Message):
 
 @dataclass(frozen=True, slots=True)
 class HeartbeatResponse(Message):
+    """What came of a heartbeat: both its numbers echoed, and how far the follower's log durably matches."""
+
     round: int
     sent_index: int
     match_index: int

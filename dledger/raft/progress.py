@@ -11,6 +11,8 @@ __all__ = ["PeerProgress", "ReplicationState"]
 
 
 class ReplicationState(enum.Enum):
+    """How a leader sends to one peer."""
+
     PROBE = "probe"
     """Where the logs part is not known yet: one message at a time."""
 

@@ -18,6 +18,8 @@ MAX_INDEX = 2**62
 
 
 class VoteOutcome(enum.Enum):
+    """Where a count of votes stands."""
+
     WON = "won"
     LOST = "lost"
     PENDING = "pending"

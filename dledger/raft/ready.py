@@ -109,6 +109,8 @@ class Ready:
 
 
 class RefusalReason(enum.Enum):
+    """Why the core takes no append or transfer now."""
+
     NOT_LEADER = "not leader"
     TRANSFERRING = "leadership is being transferred"
     NOT_MEMBER = "not a member of the group"

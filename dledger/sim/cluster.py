@@ -78,6 +78,7 @@ class SimNode:
         self.last_index = -1
         self.last_term = -1
         self.durable_term = -1
+        self.acked_index = -1
 
     @property
     def live_driver(self) -> Driver:

@@ -142,7 +142,7 @@ class SimDisk:
         if self.full and offset + len(data) > file.high_water:
             room = max(0, file.high_water - offset)
             if room == 0 and self._rng.random() < 0.3:
-                room = self._rng.randrange(len(data))  # the last blocks: a short write comes first
+                room = self._rng.randrange(1, len(data) + 1) - 1  # the last blocks: a short write comes first
             if room == 0:
                 raise _os_error(errno.ENOSPC, path)
             data = data[:room]
@@ -363,9 +363,11 @@ class FaultyFileSystem:
         self._before()
         path, file = self._handles[handle]
         with _typed("write", path):
-            written = self.disk.write(path, file, offset, bytes(data))
-            if written < len(data):
-                self.disk.write(path, file, offset + written, bytes(data[written:]))
+            rest = bytes(data)
+            while rest:
+                written = self.disk.write(path, file, offset, rest)
+                rest = rest[written:]
+                offset += written
 
     def pwritev(self, handle: int, buffers: Sequence[bytes], offset: int) -> None:
         self.pwrite(handle, b"".join(buffers), offset)

@@ -12,8 +12,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 from dledger.raft.messages import (
+    AppendEntriesResponse,
     EntryType,
     HardState,
+    HeartbeatResponse,
     Message,
     NodeId,
     RequestVote,
@@ -29,6 +31,9 @@ if TYPE_CHECKING:
 __all__ = ["InvariantViolation", "Invariants"]
 
 _BODY_END: Final = b"|"
+
+_LOOK_BACK: Final = 64
+"""So many entries are looked at where a node acknowledges after a start."""
 
 
 class InvariantViolation(Exception):
@@ -122,6 +127,8 @@ class Invariants:
     def _log_changed(self, node: SimNode) -> None:
         """Log matching (§5.3): one (index, term), one prefix."""
         store = node.live_driver.store
+        if store.last_index < node.last_index or store.last_term != node.last_term:
+            node.acked_index = min(node.acked_index, store.committed_index)  # some may have been replaced
         node.last_index, node.last_term = store.last_index, store.last_term
         if store.last_index >= 0:
             chain = store.chain_crc_at(store.last_index)
@@ -154,9 +161,9 @@ class Invariants:
             self._take_entries(data)
 
     def _check_durable(self, pos: int, data: bytes) -> None:
-        """A majority of platters (caches, in ASYNC_FLUSH) hold these bytes now."""
+        """A majority of platters hold these bytes now (a damaged one may have lost what it held)."""
         cluster = self._cluster
-        have = sum(node.holds(pos, data) for node in cluster.nodes.values())
+        have = sum(bool(node.disk.damage) or node.holds(pos, data) for node in cluster.nodes.values())
         if have * 2 <= len(cluster.nodes):
             self.report(
                 "committed is durable on a majority",
@@ -202,6 +209,8 @@ class Invariants:
         """Term and vote are durable before a message says them (§5.1, thesis §3.8)."""
         prospective = isinstance(message, RequestVote | RequestVoteResponse) and message.pre_vote
         granted = isinstance(message, RequestVoteResponse) and message.granted and not prospective
+        if isinstance(message, AppendEntriesResponse | HeartbeatResponse) and message.match_index > node.acked_index:
+            self._acknowledges(node, message.match_index)
         if node.disk.damage:
             return  # its vote may be lost or unreadable, and it must get by on its vote floor
         if prospective or (message.term == node.durable_term and not granted):
@@ -220,6 +229,17 @@ class Invariants:
             other = self._votes.setdefault((node.node_id, message.term), peer)
             if other != peer:
                 self.report("one vote a term", f"{node.node_id}: {other} and {peer} in term {message.term}")
+
+    def _acknowledges(self, node: SimNode, match_index: int) -> None:
+        """A follower says that it has the log durably up to ``match_index``."""
+        first = max(node.acked_index + 1, match_index - _LOOK_BACK, 0)
+        node.acked_index = match_index
+        for pos, data in node.quiet_read(first, match_index):
+            if not node.holds(pos, data):
+                self.report(
+                    "acknowledged is durable",
+                    f"{node.node_id} acknowledges {match_index}; its disk does not have the entries from {first} on",
+                )
 
     # --- at the end ---
 

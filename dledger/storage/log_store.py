@@ -217,6 +217,8 @@ class LogStore:
         # What was verified may be in the page cache only, and counts as durable from here on.
         data.dirty.update(start for start in data.starts if start >= data.start_of(checkpoint.end_pos))
         data.sync()
+        for folder in (data.directory, index.directory, directory):
+            fs.sync_dir(folder)  # a process killed between a creation or rename and this left names in memory only
         remains.erase()
         watermark.save(recovered.last_index, recovered.last_term)
         hard_state = safe_state

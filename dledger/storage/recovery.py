@@ -93,7 +93,8 @@ def recover(
     """
     _check_segments(data)
     start, note = _where_to_start(data, index, checkpoint)
-    scan = _Scan(data, index, start)
+    exact = sync_flush and watermark is not None and boot_id != "" and watermark.boot_id == boot_id
+    scan = _Scan(data, index, start, synced_index=watermark.index if exact and watermark is not None else -1)
     problem = scan.run()
     log = scan.log
     report = log.report
@@ -106,7 +107,6 @@ def recover(
             f"{log.last_index + 1} ({problem or 'missing'}); entries up to {known} were durable. Restore the "
             "folder from a copy, or delete it and let the node catch up from its peers (one at a time, never all)"
         )
-    exact = sync_flush and watermark is not None and boot_id != "" and watermark.boot_id == boot_id
     remains = Remains(data, index, log, term)
     if not exact:
         report.vote_floor = remains.furthest()
@@ -156,11 +156,19 @@ def _where_to_start(data: SegmentedFile, index: SegmentedFile, checkpoint: Check
 
 
 class _Scan:
-    """Reads entry after entry from the checkpoint on."""
+    """Reads entry after entry from the checkpoint on.
 
-    def __init__(self, data: SegmentedFile, index: SegmentedFile, checkpoint: Checkpoint) -> None:
+    Entries behind ``synced_index`` are written again over themselves. They may stand in the page cache only, *clean*:
+    after an fsync that failed the kernel has dropped them from its list of work, so that syncing again does nothing
+    (ATC'20), yet from here on they count as durable.
+    """
+
+    def __init__(
+        self, data: SegmentedFile, index: SegmentedFile, checkpoint: Checkpoint, *, synced_index: int = -1
+    ) -> None:
         self._data = data
         self._index = index
+        self._synced_index = synced_index
         self.log = RecoveredLog(
             checkpoint.index,
             checkpoint.term,
@@ -220,6 +228,7 @@ class _Scan:
         if not probe:
             self.log.end_pos = before
             return "the entry behind a blank record is not valid", False
+        self._data.write(pos, (chunk[:MIN_BLANK_BYTES],), MIN_BLANK_BYTES)  # as the entries: see the class
         return "", True
 
     def _probe(self, pos: int) -> bool:
@@ -244,14 +253,17 @@ class _Scan:
         log.chain_crc = found.chain_crc
         log.report.entries_verified += len(found)
         log.report.bytes_verified += len(found.data)
+        if found.last_index > self._synced_index:
+            self._data.write(found.first_pos, (found.data,), len(found.data))
         self._check_index(found)
 
     def _check_index(self, found: Slice) -> None:
         """Index records are derived from the data: write those that are missing or wrong."""
         length = len(found.index_records)
         pos = found.first_index * INDEX_RECORD_BYTES
-        if _read_across(self._index, pos, length) != found.index_records:
-            self._index.write(pos, (found.index_records,), length)
+        wrong = _read_across(self._index, pos, length) != found.index_records
+        self._index.write(pos, (found.index_records,), length)  # even if right: see the class
+        if wrong:
             self.log.report.index_records_rewritten += len(found)
 
 

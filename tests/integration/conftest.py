@@ -11,8 +11,12 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from dledger import DLedgerConfig, DLedgerServer, LedgerClient, StateMachine, connect
+from dledger import DLedgerConfig, DLedgerServer, Entry, LedgerClient, ReadMode, StateMachine, connect
+from dledger.client.grpc_transport import GrpcClientTransport
+from dledger.client.transport import ReadChunk
+from dledger.errors import ResponseCode, UnavailableError
 from dledger.local_group import LocalGroup, free_ports
+from dledger.storage.entry import iter_entries
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -101,10 +105,15 @@ class Servers:
             lambda: all(node.driver.core.commit_index >= goal for node in self.nodes.values()), timeout, "all caught up"
         )
 
+    def address(self, node_id: str) -> str:
+        return dict(peer.split("-", 1) for peer in self.peers.split(";"))[node_id]
+
+    def one_node(self, node_id: str) -> OneNode:
+        return OneNode("it", self.address(node_id))
+
     def connect(self, *node_ids: str, timeout: float = 20.0, session: bool = True) -> LedgerClient:
-        addresses = dict(peer.split("-", 1) for peer in self.peers.split(";"))
         return connect(
-            {node_id: addresses[node_id] for node_id in node_ids or self.node_ids},
+            {node_id: self.address(node_id) for node_id in node_ids or self.node_ids},
             group="it",
             timeout=timeout,
             session=session,
@@ -123,6 +132,50 @@ async def servers(tmp_path: Path) -> AsyncIterator[Callable[..., Servers]]:
     yield make
     for group in made:
         await group.stop()
+
+
+class OneNode:
+    """Calls to one node and no other: a `LedgerClient` would go where the answers are."""
+
+    def __init__(self, group: str, address: str) -> None:
+        self._transport = GrpcClientTransport(group)
+        self._address = address
+
+    async def __aenter__(self) -> OneNode:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._transport.close()
+
+    async def commit_index(self, mode: ReadMode = ReadMode.LINEARIZABLE, timeout: float = 2.0) -> int:
+        """The index up to which this node lets such a read look: a range beyond every log is refused with it."""
+        chunk = await self._first_chunk(2**62, -1, mode, timeout)
+        if chunk.header.code != ResponseCode.INDEX_OUT_OF_RANGE:
+            raise chunk.header.error()
+        return chunk.commit_index
+
+    async def get(self, index: int, mode: ReadMode = ReadMode.LINEARIZABLE, timeout: float = 2.0) -> Entry:
+        header, entry = await self._transport.get(self._address, index, mode, timeout)
+        if entry is None:
+            raise header.error()
+        return entry
+
+    async def entries(self, first: int, last: int, mode: ReadMode, timeout: float = 2.0) -> list[Entry]:
+        """A range that fits one answer, all types."""
+        chunk = await self._first_chunk(first, last, mode, timeout)
+        if not chunk.header.ok:
+            raise chunk.header.error()
+        return list(iter_entries(chunk.data))
+
+    async def _first_chunk(self, first: int, last: int, mode: ReadMode, timeout: float) -> ReadChunk:
+        call = self._transport.read(self._address, first, last, follow=False, mode=mode)
+        try:
+            async with asyncio.timeout(timeout):
+                return await call.next_chunk()
+        except TimeoutError:
+            raise UnavailableError(f"{self._address}: no answer") from None
+        finally:
+            call.close()
 
 
 @pytest.fixture

@@ -8,11 +8,12 @@ import time
 import grpc.aio
 import pytest
 
-from dledger import ReadMode, connect
+from dledger import ReadMode
 from dledger.chaos.failover import Campaign, Harm, run_campaign
 from dledger.errors import DLedgerError, Outcome, ResponseCode, error_for_code
 from dledger.local_group import LocalGroup
 from dledger.v1 import ledger_pb2, ledger_pb2_grpc
+from tests.integration.conftest import OneNode
 
 BUSY_MACHINE = 4
 """Other work on the machine may stretch a pause: the tests accept so many times what an idle machine must show."""
@@ -124,9 +125,8 @@ async def test_a_hung_leader_is_replaced_and_when_woken_serves_nothing_stale(pro
 async def _hang_and_wake(group: LocalGroup, client) -> float:
     hung = await group.wait_leader()
     before = await client.append(b"before")
-    addresses = {hung: group.node(hung).address}
     async with (
-        connect(addresses, group=group.group, timeout=4.0, session=False) as direct,
+        OneNode(group.group, group.node(hung).address) as direct,
         grpc.aio.insecure_channel(group.node(hung).address) as channel,
     ):
         raw = ledger_pb2_grpc.LedgerServiceStub(channel)
@@ -143,6 +143,7 @@ async def _hang_and_wake(group: LocalGroup, client) -> float:
         assert newest.term > before.term
         acknowledged = newest.index
         hammering = [asyncio.ensure_future(_hammer(direct, lambda: acknowledged)) for _ in range(4)]
+        acknowledged = (await client.append(b"one round trip, and the reads are in its sockets")).index
         group.resume(hung)
         for _ in range(20):
             acknowledged = (await client.append(b"more")).index
@@ -170,7 +171,7 @@ async def _raw_append(stub: ledger_pb2_grpc.LedgerServiceStub, group: str, body:
     return int(answer.header.code)
 
 
-async def _hammer(direct, acknowledged) -> int:
+async def _hammer(direct: OneNode, acknowledged) -> int:
     """Read from the woken node alone until it has answered 20 times; each answer must be fresh."""
     answered = 0
     deadline = time.monotonic() + 8

@@ -304,7 +304,7 @@ def test_figure_7(case: str, refusals: int) -> None:
     assert world.transcript().count("REFUSED") == refusals
 
 
-@pytest.mark.parametrize("length", [10, 1000, 100_000])
+@pytest.mark.parametrize("length", [10, 10_000])
 def test_back_up_needs_one_round_a_term_not_an_entry(length: int) -> None:
     """§5.3, end: one refusal because the log is shorter, then one for each conflicting term, however long they are."""
     stray = [1] + [2] * length + [3] * length + [4] * length

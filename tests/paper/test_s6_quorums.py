@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from dledger.raft.quorum import MAX_INDEX, Configuration, VoteOutcome, committed_index, has_quorum, vote_outcome
 
-PROFILE = settings(derandomize=True, deadline=None, max_examples=300, database=None)
+PROFILE = settings(derandomize=True, deadline=None, max_examples=100, database=None)
 
 NODES = "abcdefg"
 

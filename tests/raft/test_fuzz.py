@@ -32,14 +32,14 @@ PINNED = [
 def test_random_lives(name: str) -> None:
     """Nothing committed is lost, doubled or changed, no stale read; and the group works again when the storm ends."""
     elections = committed = reads = 0
-    for seed in range(60):
+    for seed in range(30):
         chaos = _run(name, seed)
         elections += chaos.checker.elections
         committed += len(chaos.checker.committed)
         reads += chaos.checker.reads_done
     # A fuzzer that does nothing finds nothing: what a run reached is part of the test.
-    assert elections >= 60
-    assert committed >= 300
+    assert elections >= 30
+    assert committed >= 150
     assert reads > 0
 
 

@@ -10,7 +10,7 @@ from dledger.raft.log_view import LogView
 from dledger.raft.messages import NO_TERM, InvariantError, LogId, TermRun
 from tests.raft.harness import runs_of
 
-PROFILE = settings(derandomize=True, deadline=None, max_examples=200, database=None)
+PROFILE = settings(derandomize=True, deadline=None, max_examples=100, database=None)
 
 terms_of_a_log = st.lists(st.integers(0, 6), max_size=30).map(sorted)
 

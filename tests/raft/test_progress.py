@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from dledger.raft.progress import PeerProgress, ReplicationState
 
-PROFILE = settings(derandomize=True, deadline=None, max_examples=200, database=None)
+PROFILE = settings(derandomize=True, deadline=None, max_examples=100, database=None)
 
 
 def replicating(match_index: int = 9) -> PeerProgress:

@@ -26,7 +26,7 @@ QUICK = settings(
     derandomize=True,
     database=None,
     deadline=None,
-    max_examples=60,
+    max_examples=40,
     stateful_step_count=60,
     suppress_health_check=list(HealthCheck),
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -143,18 +145,15 @@ def test_index_hash_is_the_absolute_java_hash(topic: str, key: str) -> None:
 
 
 def test_index_hash_of_the_smallest_integer_is_zero() -> None:
-    """abs(Integer.MIN_VALUE) is negative in Java; upstream makes it 0."""
-    prefix = hash_of("#")
-    # A key whose hash completes "#" to exactly -2^31: search a short one.
-    for number in range(1 << 20):
-        key = f"{number:x}polygenelubricants"
-        if hash_of("#" + key) == -(2**31):
-            break
-    else:
-        key = None
-    assert prefix == 35
-    if key is not None:
-        assert key_hash(b"", key.encode()) == 0
+    """abs(Integer.MIN_VALUE) is negative in Java; upstream makes it 0. The key is built to hash to exactly that."""
+    wanted = 2**31 - (hash_of("t#") * 31**8 + 33 * (31**8 - 1) // 30)
+    digits, left = [], wanted % 2**32
+    for _ in range(8):
+        left, digit = divmod(left, 31)
+        digits.append(chr(33 + digit))
+    key = "".join(reversed(digits))
+    assert hash_of("t#" + key) == -(2**31)
+    assert key_hash(b"t", key.encode()) == 0
 
 
 def test_properties_survive_editing() -> None:
@@ -207,10 +206,8 @@ def test_batch_keeps_order_flags_and_properties() -> None:
 
 @given(st.binary(max_size=80))
 def test_a_broken_batch_is_an_error_of_its_own_kind(data: bytes) -> None:
-    try:
+    with contextlib.suppress(MessageFormatError):
         assert decode_batch(data)
-    except MessageFormatError:
-        pass
 
 
 def test_a_cut_batch_is_refused() -> None:

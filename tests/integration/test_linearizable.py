@@ -1,0 +1,94 @@
+"""Reads at every node while appends go on and leadership moves, judged by the checker."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from dledger import EntryType, ReadMode
+from dledger.chaos.failover import Load, read_log
+from dledger.checker import History, Read, check
+from dledger.errors import DLedgerError
+from tests.integration.conftest import OneNode, Servers
+
+
+async def reader(node_id: str, node: OneNode, history: History, stop: asyncio.Event) -> int:
+    """Read at one node until told to stop; what it showed goes into the history."""
+    answered = 0
+    number = 100 + int(node_id[1:])
+    while not stop.is_set():
+        linearizable = answered % 4 != 3
+        mode = ReadMode.LINEARIZABLE if linearizable else ReadMode.LOCAL_COMMITTED
+        call = time.monotonic()
+        try:
+            length = await node.commit_index(mode) + 1
+            first = max(length - 5, 0)
+            values: list[str | None] = []
+            if answered % 2 and length:
+                # The newest entries themselves. Two calls: the length is what the log had at least by the second.
+                for entry in await node.entries(first, length - 1, mode):
+                    values.append(entry.body.rstrip(b".").decode() if entry.type is EntryType.NORMAL else None)
+                assert len(values) == length - first
+        except DLedgerError:
+            continue
+        # A ReadIndex answer promises "at least": nothing acknowledged may be missing, more may be there.
+        history.add_read(Read(number, call, time.monotonic(), linearizable, length, None, first, values, node_id))
+        if linearizable:
+            newest = max(
+                (index for index, ret in zip(history.indexes, history.rets, strict=True) if ret < call), default=-1
+            )
+            assert length > newest, f"{node_id} showed {length} entries; index {newest} had been acknowledged"
+        answered += 1
+    return answered
+
+
+@pytest.mark.asyncio
+async def test_reads_at_all_nodes_see_all_that_was_acknowledged(servers) -> None:
+    """Every node answers, followers too; leadership is handed around meanwhile; then the checker judges."""
+    group: Servers = servers()
+    await group.start()
+    await group.wait_leader()
+    await group.wait_caught_up()
+    stop = asyncio.Event()
+    direct = {node_id: group.one_node(node_id) for node_id in group.node_ids}
+    async with group.connect() as client:
+        load = Load(client, 4, entry_bytes=32)
+        load.pace_s = 0.01
+        readers = [asyncio.ensure_future(reader(name, node, load.history, stop)) for name, node in direct.items()]
+        try:
+            for target in ("n0", "n1", "n2"):
+                await load.wait_acks(60)
+                if group.leader() != target:
+                    assert await client.transfer_leadership(target) == target
+            await load.wait_acks(60)
+        finally:
+            stop.set()
+            await load.stop()
+            counts = await asyncio.gather(*readers)
+            for node in direct.values():
+                await node.__aexit__()
+        log, _ = await read_log(client)
+    assert not load.failures
+    assert min(counts) > 5, f"reads answered at n0, n1, n2: {counts}"
+    verdict = check(load.history, log)
+    assert verdict.ok, verdict.report()
+    assert verdict.reads == sum(counts)
+
+
+@pytest.mark.asyncio
+async def test_a_follower_that_was_cut_off_from_its_leader_answers_locally_only(servers) -> None:
+    """Without a majority a linearizable read fails, it does not lie; a local one still answers what is committed."""
+    group: Servers = servers(settings={"electionTimeoutMs": "300", "maxWaitAckTimeMs": "600"})
+    await group.start()
+    leader = await group.wait_leader()
+    async with group.connect() as client:
+        index = (await client.append(b"kept")).index
+        await group.wait_caught_up()
+    follower = next(node_id for node_id in group.node_ids if node_id != leader)
+    await group.stop(*(node_id for node_id in group.node_ids if node_id != follower))
+    async with group.one_node(follower) as direct:
+        with pytest.raises(DLedgerError):
+            await direct.get(index, timeout=2.0)
+        assert (await direct.get(index, mode=ReadMode.LOCAL_COMMITTED)).body == b"kept"
