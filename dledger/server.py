@@ -232,6 +232,16 @@ class DLedgerServer:
         """Return the commit index as soon as it is at least ``index``."""
         return await self.driver.wait_committed(index)
 
+    async def read_barrier(self) -> int:
+        """Return once the state machine here has applied all that was acknowledged, by any node, before the call.
+
+        What it says after that is linearizable, at a follower too (ReadIndex, T§6.4). Returns its applied index.
+
+        Raises:
+            UnavailableError: no majority confirmed the leader in time.
+        """
+        return await self.driver.wait_applied(await self.driver.read_index(ReadMode.LINEARIZABLE))
+
     def status(self) -> NodeStatus:
         """What this node knows of itself and its peers."""
         return self.driver.status()

@@ -30,7 +30,7 @@ def show(found: Round) -> None:
     click.echo(f"{found.number:5}  {found.hurt:5} {found.elected:7} {found.term:4} {found.gap_ms:9.1f}")
 
 
-async def campaign(  # noqa: PLR0913 - one argument for each option
+async def campaign(
     directory: Path, rounds: int, harm: Harm, nodes: int, concurrency: int, size: int, table: bool
 ) -> Campaign:
     """Start a group, run the campaign, end the group."""
@@ -60,9 +60,7 @@ def main(rounds: int, harm: str, nodes: int, concurrency: int, size: int, data_d
     data_dir.mkdir(parents=True, exist_ok=True)
     directory = Path(tempfile.mkdtemp(prefix="dledger-failover-", suffix="-data", dir=data_dir)).absolute()
     try:
-        found = asyncio.run(
-            campaign(directory, rounds, Harm(harm), nodes, concurrency, size, output == "table")
-        )
+        found = asyncio.run(campaign(directory, rounds, Harm(harm), nodes, concurrency, size, output == "table"))
     except DLedgerError as error:
         click.echo(f"FAIL  {error}\ndata kept in {directory}", err=True)
         sys.exit(ExitCode.VERDICT_FAIL)

@@ -88,13 +88,23 @@ class ConsumeProcessor:
         allowed = config is None or config.notify_consumer_ids_changed_enable
         return allowed and self._ctx.config.notify_consumer_ids_changed_enable
 
-    def consumer_list(self, request: RemotingCommand, _connection: RemotingConnection) -> RemotingCommand:
-        """GET_CONSUMER_LIST_BY_GROUP (38)."""
+    async def consumer_list(self, request: RemotingCommand, connection: RemotingConnection) -> RemotingCommand:
+        """GET_CONSUMER_LIST_BY_GROUP (38).
+
+        Consumers heartbeat to every broker of a name, every 30 s. A node of the log that has just come back knows none
+        of them yet, but its master does; without its list they would stop consuming until their next heartbeat.
+        """
+        ctx = self._ctx
+        if request.text("consumerGroup") not in ctx.clients.consumers and ctx.goes_to_master(request):
+            return await ctx.gate.submit(request, connection.remote_address, self._consumer_list, idempotent=True)
+        return await self._consumer_list(request)
+
+    async def _consumer_list(self, request: RemotingCommand) -> RemotingCommand:
         name = request.text("consumerGroup")
         group = self._ctx.clients.consumers.get(name)
         ids = [] if group is None else group.client_ids()
         if not ids:
-            raise CommandError(ResponseCode.SYSTEM_ERROR, f"no consumer for this group, {name}")
+            return request.response(ResponseCode.SYSTEM_ERROR, f"no consumer for this group, {name}")
         return request.response(body=to_json_body({"consumerIdList": ids}))
 
     def check_client_config(self, request: RemotingCommand, _connection: RemotingConnection) -> RemotingCommand:

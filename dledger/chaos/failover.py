@@ -15,7 +15,6 @@ import enum
 import hashlib
 import signal
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field

@@ -33,7 +33,7 @@ from dledger.types import AppendResult, BatchResult, Entry, NodeStatus, ReadMode
 
 __all__ = ["DownNode", "LedgerClient", "connect"]
 
-STATUS_LIMIT_S = 0.9
+STATUS_LIMIT_S = 0.8
 """A status is complete within a second, whoever is dead."""
 
 BEYOND_ANY_INDEX = 2**62

@@ -60,6 +60,9 @@ from dledger.types import BatchResult, Entry, NodeStatus, ReadMode
 
 __all__ = ["Driver"]
 
+_Waiters = list[tuple[int, asyncio.Future[int]]]
+"""Who waits for an index, and how they are told."""
+
 _MAX_ROUNDS_A_PUMP = 64
 _READ_RETRY_S = 0.02
 
@@ -112,7 +115,8 @@ class Driver:
         self._timer_ms = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._after_persist: deque[tuple[int, NodeId, Message]] = deque()
-        self._commit_waiters: list[tuple[int, asyncio.Future[int]]] = []
+        self._commit_waiters: _Waiters = []
+        self._apply_waiters: _Waiters = []
         self._role_waiters: set[asyncio.Future[None]] = set()
         self._apply_wanted = asyncio.Event()
         self._last_message: AppendEntries | None = None
@@ -205,10 +209,11 @@ class Driver:
         self._after_persist.clear()
         self.appends.close(error)
         self._reads.fail_all(error)
-        for _, waiter in self._commit_waiters:
+        for _, waiter in [*self._commit_waiters, *self._apply_waiters]:
             if not waiter.done():
                 waiter.set_exception(error)
         self._commit_waiters.clear()
+        self._apply_waiters.clear()
         self._wake_role_waiters()
         self.disk.stop()
 
@@ -475,20 +480,9 @@ class Driver:
         if commit_index > self.store.committed_index:
             self.store.commit(commit_index)
             if self._commit_waiters:
-                self._wake_commit_waiters(commit_index)
+                self._commit_waiters = _wake(self._commit_waiters, commit_index)
             self._apply_wanted.set()
         self.appends.resolve(commit_index)
-
-    def _wake_commit_waiters(self, commit_index: int) -> None:
-        left = []
-        for index, waiter in self._commit_waiters:
-            if waiter.done():
-                continue
-            if index <= commit_index:
-                waiter.set_result(commit_index)
-            else:
-                left.append((index, waiter))
-        self._commit_waiters = left
 
     async def wait_committed(self, index: int) -> int:
         """See ``Backend.wait_committed``."""
@@ -506,8 +500,21 @@ class Driver:
             return
         while self._running:
             self._apply_wanted.clear()
-            await applier.apply_to(self.core.commit_index)
+            await applier.apply_to(self.store.committed_index)  # (the core may be a pump ahead of the store)
+            self._apply_waiters = _wake(self._apply_waiters, applier.applied_index)
             await self._apply_wanted.wait()
+
+    async def wait_applied(self, index: int) -> int:
+        """Return the applied index as soon as it is at least ``index`` (without state machine: the commit index)."""
+        if self._applier is None:
+            return await self.wait_committed(index)
+        if not self._running:
+            raise StoppedError("the node is stopping")
+        if index <= self._applier.applied_index:
+            return self._applier.applied_index
+        waiter: asyncio.Future[int] = self._loop.create_future()
+        self._apply_waiters.append((index, waiter))
+        return await waiter
 
     async def _read_for_apply(self, first_index: int, last_index: int) -> list[Entry]:
         raw = await self.read_slice(first_index, last_index, self.config.max_append_bytes)
@@ -551,7 +558,9 @@ class Driver:
 
     async def read_slice(self, first_index: int, last_index: int, max_bytes: int) -> RawSlice:
         """See ``Backend.read_slice``."""
-        commit = self.core.commit_index
+        if self.core.commit_index > self.store.committed_index:
+            await asyncio.sleep(0)  # the core has stepped, this turn's pump stages what it took: let it run first
+        commit = self.store.committed_index
         if first_index < self.store.first_index:
             raise IndexCompactedError(f"index {first_index} is before the first entry {self.store.first_index}")
         if first_index > commit:
@@ -620,3 +629,14 @@ class Driver:
     @property
     def running(self) -> bool:
         return self._running
+
+
+def _wake(waiters: _Waiters, reached: int) -> _Waiters:
+    """Tell those that wait for an index at or below ``reached``; return the others."""
+    left: _Waiters = []
+    for index, waiter in waiters:
+        if index > reached:
+            left.append((index, waiter))
+        elif not waiter.done():
+            waiter.set_result(reached)
+    return [(index, waiter) for index, waiter in left if not waiter.done()]

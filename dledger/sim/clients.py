@@ -122,7 +122,7 @@ class Wire:
                 self._on_behalf(client, self.delay(), _settle, answer, result, failure)
 
         # In a turn of its own, so that a paused process serves it when it wakes.
-        self.loop.call_soon(self.loop.create_task, serve(), context=process.context)
+        self.loop.call_soon(lambda: self.loop.create_task(serve()), context=process.context)
 
 
 def _settle(answer: asyncio.Future[_T], result: _T, failure: Exception | None) -> None:

@@ -314,6 +314,9 @@ class Cluster:
         self.trace.add(node.node_id, "boot_failed", f"{type(error).__name__}: {error}")
         self._end(node, process)
         self._judge(node, error, "opening its log")
+        self._after_failure(node, error)
+
+    def _after_failure(self, node: SimNode, error: BaseException) -> None:
         if isinstance(error, CorruptLogError):
             self.later(self._rng.uniform(*_REPAIR_S), self._repair, node)
         else:
@@ -325,7 +328,7 @@ class Cluster:
         self.trace.add(node.node_id, "failed", f"{type(error).__name__}: {error}")
         self._judge(node, error, "running")
         self._end(node, process)
-        self.restart_later(node)
+        self._after_failure(node, error)
 
     def _judge(self, node: SimNode, error: BaseException, what: str) -> None:
         """A node may give up only over what was really done to its disk."""

@@ -107,6 +107,7 @@ class SimTransport:
     def tell_disconnected(self, peer: NodeId) -> None:
         if self.handler is not None and peer in self.connected:
             self.connected.discard(peer)
+            self._network.connect_later(self.node_id, peer)
             self.handler.on_peer_disconnected(peer)
 
 
@@ -138,7 +139,7 @@ class Network:
         self._ends[end.node_id] = end
         for peer in self._members:
             if peer != end.node_id:
-                self._connect_later(end.node_id, peer)
+                self.connect_later(end.node_id, peer)
 
     def detach(self, end: SimTransport) -> None:
         """A transport has stopped or its process was killed: the others hear of it within milliseconds."""
@@ -156,7 +157,8 @@ class Network:
     def _tell(self, end: SimTransport, delay: float, method: object, peer: NodeId) -> None:
         self._loop.call_later(delay, method, peer, context=end.process.context)  # type: ignore[arg-type]
 
-    def _connect_later(self, one: NodeId, other: NodeId) -> None:
+    def connect_later(self, one: NodeId, other: NodeId) -> None:
+        """Make the connection of two nodes (again) in a moment, if it is not there."""
         delay = self._rng.uniform(*_RECONNECT_S)
         self._loop.call_later(delay, self._connect, one, other, context=contextvars.Context())
 
@@ -165,7 +167,7 @@ class Network:
         if left is None or right is None:
             return  # whoever starts next tries again
         if self.is_cut(one, other) or self.is_cut(other, one) or left.process.paused or right.process.paused:
-            self._connect_later(one, other)
+            self.connect_later(one, other)
             return
         for end, peer in ((left, other), (right, one)):
             if peer not in end.connected:
@@ -179,7 +181,6 @@ class Network:
             if end is not None and peer in end.connected:
                 self._trace.add(node, "disconnected", peer)
                 self._tell(end, self._rng.uniform(0, 0.002), end.tell_disconnected, peer)
-        self._connect_later(one, other)
 
     # --- faults ---
 

@@ -54,7 +54,7 @@ class RunResult:
 
 
 def run_seed(
-    seed: int, *, duration_s: float = 45.0, keep: int | None = KEPT_EVENTS, lines: int | None = 200
+    seed: int, *, duration_s: float = 58.0, keep: int | None = KEPT_EVENTS, lines: int | None = 200
 ) -> RunResult:
     """Run one seed: a safety phase of ``duration_s`` virtual seconds, then liveness.
 

@@ -73,7 +73,7 @@ class Scenario:
     loose: int
     readers: int
     think_s: float
-    duration_s: float = 45.0
+    duration_s: float = 58.0
     liveness_s: float = 40.0
     members: dict[str, str] = field(default_factory=dict)
 
@@ -95,7 +95,7 @@ def _links(rng: Random, *, rough: bool) -> LinkOptions:
     return options
 
 
-def draw_scenario(seed: int, *, duration_s: float = 45.0) -> Scenario:
+def draw_scenario(seed: int, *, duration_s: float = 58.0) -> Scenario:
     """Return what ``seed`` stands for; a pure function."""
     rng = Random(f"scenario {seed}")
     count = rng.choices([3, 5, 1], [16, 5, 0.4])[0]
@@ -148,7 +148,7 @@ def draw_scenario(seed: int, *, duration_s: float = 45.0) -> Scenario:
         sessions=rng.choice([1, 2, 3]),
         loose=rng.choice([0, 1, 1]),
         readers=rng.choice([1, 2]),
-        think_s=rng.choice([0.1, 0.3, 1.0]),
+        think_s=rng.choice([0.15, 0.4, 1.2]),
         duration_s=duration_s,
         members={node_id: f"{node_id}.sim:1" for node_id in node_ids},
     )

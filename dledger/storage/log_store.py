@@ -53,6 +53,12 @@ __all__ = ["LogStore", "StoreOptions", "WriteBatch"]
 
 _RECORDS_A_READ = 4096
 
+_STRETCH_BYTES = 1024 * 1024
+"""Zeroed and synced at a time: a group that arrives meanwhile waits for it."""
+
+_LARGE_WRITE_BYTES = 64 * 1024
+"""Groups from this size on are written to new blocks directly."""
+
 
 @dataclass(frozen=True, slots=True)
 class StoreOptions:
@@ -150,7 +156,9 @@ class LogStore:
         self._checkpointed_index = checkpoint.index
         self._cached_end_of_commit: tuple[int, int] = (checkpoint.index, checkpoint.end_pos)
         # disk side
-        self._prepared_pos = 0
+        self._prepared_pos = recovered.end_pos
+        self._ahead_bytes = min(options.prepare_bytes, options.data_segment_bytes // 4)
+        self._stretch_bytes = min(self._ahead_bytes, _STRETCH_BYTES)
         self._disk_end_pos = recovered.end_pos
         self._disk_last = LogId(recovered.last_term, recovered.last_index)
         self._failed: StorageFailedError | None = None
@@ -518,7 +526,7 @@ class LogStore:
                 until += 1
             if first.first_pos != self._disk_end_pos:
                 self._fill(self._disk_end_pos, first.first_pos)
-            self._prepare_to(end_pos)
+            self._prepare_to(end_pos, end_pos - first.first_pos)
             self._data.write(first.first_pos, buffers, end_pos - first.first_pos)
             self._disk_end_pos = end_pos
             at = until
@@ -533,12 +541,18 @@ class LogStore:
         if pos % self.options.data_segment_bytes and pos < next_pos:
             self._data.write(pos, (BLANK.pack(BLANK_MAGIC, next_pos - pos),), BLANK.size)
 
-    def _prepare_to(self, pos: int) -> None:
-        """Have zeros written beyond ``pos``, a stretch at a time, within its segment."""
+    def _prepare_to(self, pos: int, length: int) -> None:
+        """Have zeros written beyond ``pos``, a stretch at a time, within its segment.
+
+        Only where many small writes will profit: a large one costs no more on new blocks than zeroing them first.
+        """
         if pos <= self._prepared_pos:
             return
+        if length > _LARGE_WRITE_BYTES:
+            self._prepared_pos = pos
+            return
         limit = self._data.start_of(pos - 1) + self.options.data_segment_bytes
-        end = min(pos + self.options.prepare_bytes, limit)
+        end = min(pos + self._stretch_bytes, limit)
         begin = max(pos, self._data.start_of(pos - 1))
         if end > begin:
             self._data.zero(begin, end - begin)
@@ -547,15 +561,13 @@ class LogStore:
     @property
     def wants_preparation(self) -> bool:
         """Whether an idle disk could be zeroing ahead: `prepare`."""
-        if self._failed is not None or not self._prepared_pos:
-            return False
-        limit = self._data.start_of(self._prepared_pos - 1) + self.options.data_segment_bytes
-        return self._prepared_pos - self._disk_end_pos < self.options.prepare_bytes // 2 and self._prepared_pos < limit
+        ahead = self._prepared_pos - self._disk_end_pos
+        return self._failed is None and ahead < self._ahead_bytes - self._stretch_bytes // 2
 
     def prepare(self) -> None:
-        """Zero one stretch ahead and sync it (disk side, between batches)."""
-        limit = self._data.start_of(self._prepared_pos - 1) + self.options.data_segment_bytes
-        end = min(self._prepared_pos + self.options.prepare_bytes, limit)
+        """Zero one stretch ahead and sync it, in the next segment where this one is done (disk side, between batches)."""
+        limit = self._data.start_of(self._prepared_pos) + self.options.data_segment_bytes
+        end = min(self._prepared_pos + self._stretch_bytes, limit)
         try:
             self._data.zero(self._prepared_pos, end - self._prepared_pos)
             self._prepared_pos = end
@@ -565,8 +577,12 @@ class LogStore:
             raise
 
     def _truncate_files(self, operation: _TruncateOp) -> None:
-        """Take entries off the disk: lower the watermark durably first, else a crash here would look like damage."""
+        """Take entries off the disk, first what points at them: else a crash half-way would look like damage."""
         self._watermark.save(operation.from_index - 1, operation.last_term, durable=True)
+        count = operation.old_last_index - operation.from_index + 1
+        zeros = bytes(count * INDEX_RECORD_BYTES)
+        self._index.write(operation.from_index * INDEX_RECORD_BYTES, (zeros,), len(zeros))
+        self._index.sync()
         home = self._data.start_of(max(operation.pos - 1, 0))
         for start in self._data.starts:
             low, high = max(start, operation.pos), min(start + self.options.data_segment_bytes, operation.old_end_pos)
@@ -575,9 +591,6 @@ class LogStore:
         self._data.sync()
         if self._data.drop_after(home):
             self._prepared_pos = min(self._prepared_pos, home + self.options.data_segment_bytes)
-        count = operation.old_last_index - operation.from_index + 1
-        zeros = bytes(count * INDEX_RECORD_BYTES)
-        self._index.write(operation.from_index * INDEX_RECORD_BYTES, (zeros,), len(zeros))
         self._disk_end_pos = operation.pos
 
     def _try_checkpoint(self, batch: WriteBatch) -> None:

@@ -311,10 +311,16 @@ class Remains:
                 index += 1
             if len(records) < _INDEX_CHUNK or raw.count(0) == len(raw):
                 break
-        if self._stretches:
+        if any(not self._is_lone_blank(*stretch) for stretch in self._stretches):
             beyond = LogId(self._term, _LOST_INDEX)
             found = max(found or beyond, beyond)
         return found
+
+    def _is_lone_blank(self, pos: int, length: int) -> bool:
+        """Whether it is the filler that closes a segment: synced before the entry behind it, and no entry itself."""
+        rest = self._data.start_of(pos) + self._data.segment_bytes - pos
+        blank = BLANK.pack(BLANK_MAGIC, rest)
+        return pos == self._log.end_pos and length <= len(blank) and self._data.read(pos, len(blank)) == blank
 
     def _nonzero(self) -> list[tuple[int, int]]:
         """(position, length) of the stretches behind the end that hold anything but zeros."""

@@ -17,7 +17,15 @@ from dledger.raft.messages import HardState, LogId, TermRun
 from dledger.storage.filesystem import FileSystem
 from dledger.storage.sessions import SessionTable
 
-__all__ = ["Checkpoint", "HardStateFile", "Watermark", "WatermarkFile", "check_identity", "load_checkpoint"]
+__all__ = [
+    "Checkpoint",
+    "HardStateFile",
+    "Watermark",
+    "WatermarkFile",
+    "check_identity",
+    "durable_index",
+    "load_checkpoint",
+]
 
 HARD_STATE_NAME: Final = "hard_state"
 IDENTITY_NAME: Final = "identity"
@@ -208,6 +216,18 @@ class Watermark:
     boot_id: str
 
 
+def _watermark(data: bytes) -> Watermark | None:
+    value = _unseal(data)
+    return Watermark(*value) if isinstance(value, list) else None
+
+
+def durable_index(fs: FileSystem, directory: str) -> int:
+    """Return the last index that a node's small files claim was durable, -1 for none; changes nothing."""
+    watermark = _watermark(read_file(fs, f"{directory}/{WATERMARK_NAME}") or b"")
+    checkpoint, _ = load_checkpoint(fs, directory)
+    return max(checkpoint.index, -1 if watermark is None else watermark.index)
+
+
 class WatermarkFile:
     """One record, written in place."""
 
@@ -217,10 +237,8 @@ class WatermarkFile:
         self._boot_id = fs.boot_id()
 
     def load(self) -> Watermark | None:
-        value = _unseal(self._fs.pread(self._handle, _WATERMARK_BYTES, 0))
-        if not isinstance(value, list):
-            return None
-        return Watermark(*value)
+        """Return the last record; None if there is none, or it was torn."""
+        return _watermark(self._fs.pread(self._handle, _WATERMARK_BYTES, 0))
 
     def save(self, index: int, term: int, *, durable: bool = False) -> None:
         record = _seal([index, term, self._boot_id])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 
@@ -16,6 +17,7 @@ from dledger.storage.entry import (
     parse_prefix,
 )
 from dledger.storage.filesystem import FileSystem
+from dledger.storage.small_files import durable_index, load_checkpoint
 from dledger.types import Entry
 
 __all__ = ["Damage", "VerifyReport", "iter_directory", "iter_slices", "verify_directory"]
@@ -49,6 +51,8 @@ class VerifyReport:
     damage: list[Damage] = field(default_factory=list)
     torn_tail: Damage | None = None
     """Bytes behind the last entry that are none: what an interrupted write leaves, cut at the next start."""
+    index_stale_from: int = -1
+    """From this entry on index records are missing or wrong behind the checkpoint; made again at the next start."""
 
     @property
     def ok(self) -> bool:
@@ -75,15 +79,16 @@ class _Walk:
     def slices(self) -> Iterator[Slice]:
         """Yield valid entries up to the first byte that is not one; `stop` says what stands there."""
         for number, start in enumerate(self.starts):
-            if number and self.starts[number - 1] != self._expected_start(number, start):
-                self._stop_at(start, 0, "a segment before this one is missing")
+            if start != number * self._segment_bytes():
+                self._stop_at(start, 0, "the segment before this one is missing")
                 return
             rolled = yield from self._segment(start)
             if not rolled:
                 return
 
-    def _expected_start(self, number: int, start: int) -> int:
-        return start - (self.starts[1] - self.starts[0])
+    def _segment_bytes(self) -> int:
+        """The distance of segments, from their names."""
+        return min((after - before for before, after in itertools.pairwise(self.starts)), default=0)
 
     def _segment(self, start: int) -> Generator[Slice, None, bool]:
         handle = self._fs.open(self.path(start))
@@ -99,7 +104,7 @@ class _Walk:
             chunk = self._fs.pread(handle, want, at)
             magic = int.from_bytes(chunk[:4], "big", signed=True) if len(chunk) >= MIN_BLANK_BYTES else 0
             if magic == 0:
-                if any(chunk[:MIN_BLANK_BYTES]) or chunk.count(0) != len(chunk):
+                if chunk.count(0) != len(chunk):
                     self._stop_at(start, at, "zeros where an entry should start, and other bytes behind them")
                 return False
             if magic == BLANK_MAGIC:
@@ -140,12 +145,15 @@ def iter_directory(fs: FileSystem, directory: str) -> Iterator[Entry]:
 def verify_directory(fs: FileSystem, directory: str) -> VerifyReport:
     """Read a whole log and check every CRC, the chain, positions and index records; changes nothing.
 
-    Behind the last valid entry: bytes with valid entries after them, or an index record for an entry that is not,
-    are damage; anything else is a torn tail.
+    The rule is that of a start: an entry that is not valid though the checkpoint or the watermark say that it was
+    durable is damage, and the node would refuse to start; bytes beyond are a torn tail. On a running node everything
+    is judged by what was durable when the call began.
 
     Raises:
         CorruptLogError: the folder is not a node's.
     """
+    checkpoint, _ = load_checkpoint(fs, directory)
+    durable = durable_index(fs, directory)
     walk = _Walk(fs, directory)
     report = VerifyReport(directory, segment_count=len(walk.starts))
     index = _IndexFiles(fs, directory)
@@ -157,20 +165,18 @@ def verify_directory(fs: FileSystem, directory: str) -> VerifyReport:
             report.last_index, report.chain_crc = part.last_index, part.chain_crc
             report.last_term = part.terms[-1].term
             problem = index.compare(part)
-            if problem is not None:
+            if problem is not None and problem.index <= checkpoint.index:
                 report.damage.append(problem)
-        if walk.stop is not None:
-            if index.has_record(walk.index) or any(start > _start_of(walk.stop.path) for start in walk.starts):
-                report.damage.append(walk.stop)
-            else:
-                report.torn_tail = walk.stop
+            elif problem is not None and report.index_stale_from < 0:
+                report.index_stale_from = problem.index
     finally:
         index.close()
+    if report.last_index < durable:
+        last = walk.path(walk.starts[-1]) if walk.starts else f"{directory}/data"
+        report.damage.append(walk.stop or Damage(last, 0, walk.index, f"no entries, though {durable} was durable"))
+    else:
+        report.torn_tail = walk.stop
     return report
-
-
-def _start_of(path: str) -> int:
-    return int(path.rsplit("/", 1)[1])
 
 
 class _IndexFiles:
@@ -193,11 +199,8 @@ class _IndexFiles:
                 length -= len(data)
         return b"".join(parts)
 
-    def has_record(self, index: int) -> bool:
-        return any(self.read(index * INDEX_RECORD_BYTES, INDEX_RECORD_BYTES))
-
     def compare(self, part: Slice) -> Damage | None:
-        """Return what is wrong with the index records of some entries; missing ones at the very end are not."""
+        """Return the first index record that is not what its entry says, missing ones too."""
         stored = self.read(part.first_index * INDEX_RECORD_BYTES, len(part.index_records))
         if stored == part.index_records:
             return None
@@ -206,8 +209,6 @@ class _IndexFiles:
             record = stored[at : at + INDEX_RECORD_BYTES]
             if record != part.index_records[at : at + INDEX_RECORD_BYTES]:
                 position = (part.first_index + number) * INDEX_RECORD_BYTES
-                if not any(stored[at:]):
-                    return None  # not written yet; rebuilt at the next start
                 return Damage(self._directory, position, part.first_index + number, "the index record is wrong")
         return None
 

@@ -39,6 +39,13 @@ from tests.client.group import (
 pytestmark = pytest.mark.asyncio
 
 
+@pytest.fixture
+def long_pauses(monkeypatch):
+    """One send and one refusal, then a pause beyond every deadline here: at a deadline nothing is on the wire."""
+    monkeypatch.setattr("dledger.client.pipeline.RETRY_MIN_S", 3.0)
+    monkeypatch.setattr("dledger.client.pipeline.RETRY_MAX_S", 3.0)
+
+
 async def outcomes(futures):
     return await asyncio.gather(*futures, return_exceptions=True)
 
@@ -314,7 +321,7 @@ async def test_a_batch_without_answer_fails_unknown_at_the_deadline(bench):
         (ResponseCode.LEADER_NOT_READY, LeaderNotReadyError),
     ],
 )
-async def test_a_batch_that_was_always_refused_fails_definite_with_the_reason(bench, code, kind):
+async def test_a_batch_that_was_always_refused_fails_definite_with_the_reason(bench, long_pauses, code, kind):
     one = bench()
     one.group.script = lambda node, batch: refuse(code)
     with pytest.raises(kind) as caught:
@@ -408,7 +415,18 @@ async def test_a_list_that_stands_in_part_fails_unknown(bench):
     assert one.group.bodies() == numbered(5)
 
 
-async def test_a_list_that_was_refused_as_a_whole_fails_definite(bench):
+async def test_a_list_fails_unknown_if_another_part_of_it_is_under_way(bench):
+    """The refused part is surely not in the log, but the call is about all of them."""
+    one = bench(batch_entries=5)
+    one.group.script = Sequence(HOLD, refuse(ResponseCode.UNEXPECTED_ARGUMENT))
+    with pytest.raises(UnexpectedArgumentError) as caught:
+        await one.submit_many(numbered(10))
+    assert caught.value.outcome is Outcome.UNKNOWN
+    assert one.group.bodies() == numbered(5)
+    one.transport.release()
+
+
+async def test_a_list_that_was_refused_as_a_whole_fails_definite(bench, long_pauses):
     one = bench(batch_entries=5)
     one.group.script = lambda node, batch: refuse(503)
     with pytest.raises(PendingFullError) as caught:

@@ -96,16 +96,16 @@ async def campaign(seed, *, share, timeout_s, tasks=30, appends=100, evictions=F
     return group, told, script
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(4))
 def test_exactly_once_through_kills_hangs_elections_and_refusals(seed):
     """With time enough every append is acknowledged; each stands once, where it was said to be."""
-    group, told, script = on_virtual_time(seed, campaign(seed, share=0.3, timeout_s=10_000.0))
+    group, told, script = on_virtual_time(seed, campaign(seed, share=0.3, timeout_s=10_000.0, appends=60))
     assert script.forced > 20
     assert all(isinstance(index, int) for index in told.values())
     assert sorted(group.bodies()) == sorted([*told, b"last"])
     assert all(group.log[index][3] == body for body, index in told.items())
     for task in range(30):
-        places = [told[b"%d/%d" % (task, number)] for number in range(100)]
+        places = [told[b"%d/%d" % (task, number)] for number in range(60)]
         assert places == sorted(places)
 
 

@@ -13,7 +13,7 @@ from dledger.chaos.failover import Campaign, Harm, run_campaign
 from dledger.errors import DLedgerError, Outcome, ResponseCode, error_for_code
 from dledger.local_group import LocalGroup
 from dledger.v1 import ledger_pb2, ledger_pb2_grpc
-from tests.integration.conftest import OneNode
+from tests.integration.conftest import OneNode, eventually
 
 BUSY_MACHINE = 4
 """Other work on the machine may stretch a pause: the tests accept so many times what an idle machine must show."""
@@ -89,7 +89,7 @@ async def test_sigterm_hands_over_so_that_not_even_a_client_without_sessions_fai
         term = (await client.append(b"first")).term
         tasks = [asyncio.ensure_future(work(number)) for number in range(16)]
         try:
-            await asyncio.sleep(0)
+            await eventually(lambda: len(acknowledged) >= 200, 20, "a load")
             await group.stop_node(leader)
             assert group.node(leader).exit_code == 0
             async with asyncio.timeout(10):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 
 import pytest
 
-from dledger import EntryType, ReadMode
+from dledger import Entry, EntryType, ReadMode
 from dledger.chaos.failover import Load, read_log
 from dledger.checker import History, Read, check
-from dledger.errors import DLedgerError
+from dledger.errors import DLedgerError, StoppedError
 from tests.integration.conftest import OneNode, Servers
 
 
@@ -92,3 +93,43 @@ async def test_a_follower_that_was_cut_off_from_its_leader_answers_locally_only(
         with pytest.raises(DLedgerError):
             await direct.get(index, timeout=2.0)
         assert (await direct.get(index, mode=ReadMode.LOCAL_COMMITTED)).body == b"kept"
+
+
+class Slow:
+    """A state machine that is always a little behind the log."""
+
+    def __init__(self) -> None:
+        self.bodies: list[bytes] = []
+
+    async def apply(self, entries: Sequence[Entry]) -> None:
+        for entry in entries:
+            await asyncio.sleep(0.001)
+            if entry.type is EntryType.NORMAL:
+                self.bodies.append(entry.body)
+
+
+@pytest.mark.asyncio
+async def test_after_a_read_barrier_the_state_machine_of_any_node_has_all_that_was_acknowledged(servers) -> None:
+    group: Servers = servers()
+    machines = {node_id: Slow() for node_id in group.node_ids}
+    for node_id, machine in machines.items():
+        await group.start(node_id, machine=machine)
+    await group.wait_leader()
+    written: list[bytes] = []
+    async with group.connect() as client:
+        for number in range(5):
+            bodies = [b"%d:%d" % (number, n) for n in range(20)]
+            await client.append_many(bodies)
+            written += bodies
+            behind = 0
+            for node_id, node in group.nodes.items():
+                behind += len(machines[node_id].bodies) < len(written)
+                await node.read_barrier()
+                assert machines[node_id].bodies == written, node_id
+            assert behind > 0, "no machine was behind: the test shows nothing"
+        follower = next(node_id for node_id in group.node_ids if node_id != group.leader())
+        waiting = asyncio.ensure_future(group.nodes[follower].driver.wait_applied(10**6))
+        await asyncio.sleep(0)
+        await group.stop(follower)
+        with pytest.raises(StoppedError):
+            await waiting

@@ -69,7 +69,7 @@ async def test_fifteen_times_the_pending_limit_from_five_clients(processes) -> N
         try:
             async with asyncio.timeout(20):
                 # What the leader refuses it refuses at once, though nothing moves.
-                while len(codes) < CLIENTS * BATCHES_A_CLIENT * 8 // 10:  # noqa: ASYNC110 - watches the leader's memory
+                while len(codes) < CLIENTS * BATCHES_A_CLIENT * 8 // 10:
                     peak = max(peak, resident_bytes(pid))
                     await asyncio.sleep(0.01)
             assert set(codes.values()) == {ResponseCode.LEADER_PENDING_FULL}

@@ -29,14 +29,17 @@ class Weather:
     """How often bad things happen, out of a hundred steps; sizes and options of the run."""
 
     size: int = 3
-    drop: int = 3
-    duplicate: int = 3
-    reorder: int = 8
-    crash: int = 2
-    cut: int = 2
+    drop: float = 2
+    duplicate: float = 2
+    reorder: float = 8
+    crash: float = 1
+    cut: float = 0.5
+    transfer: float = 1
+    hint: float = 1
+    tick: float = 6
     wipe: bool = False
     fresh: bool = False
-    steps: int = 400
+    steps: int = 800
 
 
 class Chaos:
@@ -69,15 +72,16 @@ class Chaos:
         roll = self.random.random() * 100
         weather = self.weather
         rates = (
-            (weather.crash, self.crash_or_restart),
-            (weather.cut, self.cut_or_heal),
+            (weather.crash, self.crash),
+            (weather.cut, self.cut),
+            (6, self.repair),
             (12, self.propose),
             (3, self.read),
-            (1, self.transfer),
-            (1, self.hint),
-            (18, self.disk),
-            (6, self.fetch),
-            (12, self.time_passes),
+            (weather.transfer, self.transfer),
+            (weather.hint, self.hint),
+            (25, self.disk),
+            (8, self.fetch),
+            (weather.tick, self.time_passes),
         )
         for rate, action in rates:
             if roll < rate:
@@ -131,7 +135,13 @@ class Chaos:
         """Deliver, mostly; lose, double or overtake sometimes."""
         wire = self.world.wire
         if not wire:
-            self.time_passes()
+            # Nothing on the way: what waits for a disk comes next, else the clock. Else time would outrun the disks.
+            if any(node.staged or node.writing for node in self._alive()):
+                self.disk()
+            elif any(node.fetches for node in self._alive()):
+                self.fetch()
+            else:
+                self.time_passes()
             return
         weather, roll = self.weather, self.random.random() * 100
         if roll < weather.drop:
@@ -151,7 +161,8 @@ class Chaos:
         """Up to the next timer, or a little."""
         due = min((node.core.deadline_ms for node in self._alive()), default=self.world.now)
         step = self.random.choice((1, 5, 20))
-        self.world.now = max(self.world.now, min(due, self.world.now + step) if self.random.random() < 0.7 else due)
+        far = self.random.random() < 0.05 or not self.world.wire
+        self.world.now = max(self.world.now, due if far else min(due, self.world.now + step))
         for node in self._alive():
             if node.core.deadline_ms <= self.world.now:
                 node.tick()
@@ -210,11 +221,18 @@ class Chaos:
             node.answer_fetch()
         node.pump()
 
-    def crash_or_restart(self) -> None:
+    def repair(self) -> None:
+        """A dead node comes back, or the cuts heal; else nothing is broken, and the network goes on."""
         dead = [node for node in self.world.nodes.values() if not node.alive]
         if dead and self.random.random() < 0.6:
             self._restart(self.random.choice(dead))
-            return
+        elif self.world.cut:
+            self.world.heal()
+        else:
+            self.network()
+
+    def crash(self) -> None:
+        """Kill -9 at any moment, also in the middle of a write; sometimes the folder is lost with it."""
         node = self._some(self._alive())
         if node is None:
             return
@@ -246,13 +264,11 @@ class Chaos:
             if peer is not node:
                 peer.peer_connected(node.node_id)
 
-    def cut_or_heal(self) -> None:
-        if self.world.cut and self.random.random() < 0.6:
-            self.world.heal()
-            return
+    def cut(self) -> None:
+        """A node is cut off, or one direction of one link."""
         node = self.random.choice(list(self.world.nodes))
-        if self.random.random() < 0.6:
+        if self.random.random() < 0.5:
             self.world.isolate(node)
         else:
             other = self.random.choice([name for name in self.world.nodes if name != node])
-            self.world.cut.add((node, other))  # one way only
+            self.world.cut.add((node, other))

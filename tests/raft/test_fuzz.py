@@ -5,9 +5,15 @@ A seed that once failed stays in `PINNED` with what it showed.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import pytest
 
+from dledger.raft.messages import InvariantError
 from tests.raft.chaos import Chaos, Weather
+from tests.raft.harness import Node
+from tests.raft.invariants import BrokenError
 
 WEATHERS = {
     "calm": Weather(drop=0, duplicate=0, reorder=0, cut=0),
@@ -62,6 +68,51 @@ def test_same_seed_same_life() -> None:
     """Same inputs, same outputs, to the byte: a failing seed is a test."""
     first, second = (_run("storm", 7).world.transcript() for _ in range(2))
     assert first == second
+
+
+def loses_its_last_entry(node: Node) -> None:
+    """Damage: a restart finds the log without its last entry, which may have been acknowledged."""
+    true_restart = node.restart
+
+    def restart(commit_index: int = -1) -> None:
+        node.disk_log = node.disk_log[:-1]
+        true_restart(commit_index)
+
+    node.restart = restart  # type: ignore[method-assign]
+
+
+def forgets_its_vote(node: Node) -> None:
+    """Damage: a restart forgets for whom it voted."""
+    true_restart = node.restart
+
+    def restart(commit_index: int = -1) -> None:
+        node.disk_hard_state = replace(node.disk_hard_state, vote=None)
+        true_restart(commit_index)
+
+    node.restart = restart  # type: ignore[method-assign]
+
+
+def acknowledges_at_once(node: Node) -> None:
+    """Damage: the disk says that it is done before it is."""
+    true_start = node.start_write
+
+    def start_write() -> None:
+        true_start()
+        if node.log:
+            node.core.persisted(len(node.log) - 1, node.log[-1].term, node.world.now)
+
+    node.start_write = start_write  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("damage", [loses_its_last_entry, forgets_its_vote, acknowledges_at_once])
+def test_a_broken_driver_is_found(damage: Callable[[Node], None]) -> None:
+    """The test of the test: a group that breaks the durability rules does not pass."""
+    with pytest.raises((BrokenError, InvariantError)):
+        for seed in range(400):
+            chaos = Chaos(seed, WEATHERS["storm"])
+            for node in chaos.world.nodes.values():
+                damage(node)
+            chaos.run()
 
 
 def _run(name: str, seed: int) -> Chaos:
