@@ -256,7 +256,7 @@ class ManageProcessor:
 
     # ------------------------------------------------------------------ the broker itself
 
-    def runtime_info(self, request: RemotingCommand, _connection: RemotingConnection) -> RemotingCommand:
+    async def runtime_info(self, request: RemotingCommand, _connection: RemotingConnection) -> RemotingCommand:
         """GET_BROKER_RUNTIME_INFO (28)."""
         ctx = self._ctx
         now = int(time.time() * 1000)
@@ -271,6 +271,7 @@ class ManageProcessor:
             "brokerId": str(ctx.roles.broker_id),
             "roleNote": ctx.roles.note,
             "roleSinceTimestamp": str(ctx.roles.since_ms),
+            "earliestMessageTimeStamp": str(await ctx.store.earliest_store_time()),
             "dispatchBehindBytes": str(ctx.store.dispatch_behind_bytes()),
             "delayDeliveredTotal": str(self._delay.delivered_count),
             "producerGroupCount": str(len(ctx.clients.producers)),

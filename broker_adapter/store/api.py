@@ -244,8 +244,8 @@ class StoreConfig:
     message_index_enable: bool = True
     max_message_size: int = 4 * 1024 * 1024
     message_delay_level: str = "1s 5s 10s 30s 1m 2m 3m 4m 5m 6m 7m 8m 9m 10m 20m 30m 1h 2h"
-    message_cache_bytes: int = 64 * 1024 * 1024
-    """Newest messages kept in memory for consumers at the tail (DLedger mode)."""
+    message_cache_bytes: int = 32 * 1024 * 1024
+    """Newest messages kept in memory for consumers at the tail."""
     put_message_pending_bytes: int = 64 * 1024 * 1024
     """Local mode: bytes accepted and not yet flushed/replicated before OS_PAGECACHE_BUSY."""
 
@@ -436,7 +436,9 @@ class MessageStore(Protocol):
 
     def add_arrival_listener(self, listener: ArrivalListener) -> None: ...
 
-    def add_state_listener(self, listener: StateListener) -> None: ...
+    def add_state_listener(self, listener: StateListener) -> None:
+        """Be told of changes from now on. What was restored at the start is in `state`, nobody is told of it; in
+        DLedger mode the records behind the checkpoint are replayed, and told, after the start."""
 
     # ---------------------------------------------------------------- replicated small state
 

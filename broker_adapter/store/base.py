@@ -57,6 +57,7 @@ _HEAD_BYTES: Final = 36
 _STORE_TIME: Final = Struct(">i16xq")
 _LONG: Final = Struct(">q")
 _WARM_ROUNDS: Final = 64
+_READ_THREADS: Final = 2
 _FILTER_UNITS: Final = 800  # upstream looks at 16000 bytes of units in one pull, or 20 times the messages wanted
 _SPAN_BYTES: Final = 256 * 1024
 _SPARSE: Final = 8
@@ -141,6 +142,7 @@ class BaseMessageStore:
         self.timestamps = StoreTimestamps()
         self._role = config.broker_role
         self._reader: ThreadPoolExecutor | None = None
+        self._saver: ThreadPoolExecutor | None = None
         self._log = structlog.get_logger()
         self._store_host = host_bytes(config.store_host)
         memory = config.total_physical_memory_bytes
@@ -148,6 +150,18 @@ class BaseMessageStore:
         self._file_bytes = config.mapped_file_size_commit_log
         self._checkpoint_physical = -1
         self._checkpoint_lock = asyncio.Lock()
+        self._unsynced: set[str] = set()
+
+    def _open_threads(self) -> None:
+        self._reader = ThreadPoolExecutor(_READ_THREADS, thread_name_prefix="store-read")
+        self._saver = ThreadPoolExecutor(1, thread_name_prefix="store-save")
+
+    def _close_files(self) -> None:
+        self.logic.close()
+        self._pool.close()
+        for executor in (self._reader, self._saver):
+            if executor is not None:
+                executor.shutdown()
 
     # ------------------------------------------------------------------ for the subclass
 
@@ -284,7 +298,8 @@ class BaseMessageStore:
         now: bool,
     ) -> GetResult:
         result = GetResult(GetMessageStatus.NO_MATCHED_MESSAGE, offset, queue.min_offset, queue.next_offset)
-        units = queue.read(offset, max(_FILTER_UNITS, max_count), now=now)
+        wanted = max_count + 1 if codes is None else max(_FILTER_UNITS, max_count)
+        units = queue.read(offset, wanted, now=now)
         if not units:
             following = offset + queue.files.file_bytes // UNIT_BYTES
             result.status = GetMessageStatus.OFFSET_FOUND_NULL
@@ -458,14 +473,17 @@ class BaseMessageStore:
             stamp = self.logic.last_store_timestamp or self.timestamps.logic
             times = StoreTimestamps(stamp, stamp, min(stamp, self.logic.index.end[0] or stamp))
             self.timestamps = times
-            paths = [*self._log_paths_to_sync(checkpoint.physical), *paths]
+            self._unsynced.update(paths)  # until it has worked, whatever interrupts it
+            wanted = sorted(self._unsynced | set(self._log_paths_to_sync(checkpoint.physical)))
 
             def save() -> None:
-                sync_paths(paths)
+                sync_paths(wanted)
                 times.save(os.path.join(self.root, "checkpoint"))
                 write_atomically(self.logic.checkpoint_path, data)
 
-            await asyncio.get_running_loop().run_in_executor(self._reader, save)
+            # One thread, so that an older one never comes last; shielded, so that what has begun is finished.
+            await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._saver, save))
+            self._unsynced.clear()
             invariant(checkpoint.physical >= self._checkpoint_physical, "a checkpoint never goes back")
             self._checkpoint_physical = checkpoint.physical
 

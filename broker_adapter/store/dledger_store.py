@@ -18,7 +18,6 @@ import asyncio
 import contextlib
 import os
 from collections.abc import Awaitable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from struct import Struct
 from typing import Final
 
@@ -65,10 +64,9 @@ _PLACE: Final = Struct(">qq")
 _HEAD: Final = Struct(">iI20xq")
 _HEAD_BYTES: Final = 36
 _DISPATCH_CHUNK: Final = 256
-_CHECKPOINT_BYTES: Final = 16 * 1024 * 1024
+_CHECKPOINT_BYTES: Final = 64 * 1024 * 1024
 _CHECKPOINT_SECONDS: Final = 10.0
 _DISK_FULL_RETRY_S: Final = 0.2
-_READ_THREADS: Final = 2
 _MAX_ENTRY_BYTES: Final = 4 * 1024 * 1024
 _BUSY: Final = "[PC_SYNCHRONIZED]broker busy, start flow control for a while"
 
@@ -207,7 +205,7 @@ class DLedgerMessageStore(BaseMessageStore):
     async def start(self) -> None:
         """See ``MessageStore.start``."""
         os.makedirs(self.root, exist_ok=True)
-        self._reader = ThreadPoolExecutor(_READ_THREADS, thread_name_prefix="store-read")
+        self._open_threads()
         self._failed = asyncio.get_running_loop().create_future()
         checkpoint = self.logic.load(LogicCheckpoint.load(self.logic.checkpoint_path))
         if checkpoint is not None:
@@ -256,14 +254,8 @@ class DLedgerMessageStore(BaseMessageStore):
         remove_abort(self.root)
         self._close_files()
 
-    def _close_files(self) -> None:
-        self.logic.close()
-        self._pool.close()
-        if self._reader is not None:
-            self._reader.shutdown()
-
     async def _keep_checkpoints(self) -> None:
-        """Every 16 MiB, or 10 s after a change."""
+        """Every 64 MiB, or 10 s after a change."""
         loop = asyncio.get_running_loop()
         saved_at = loop.time()
         interval = self.config.flush_interval_consume_queue_ms / 1000

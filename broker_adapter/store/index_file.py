@@ -42,11 +42,17 @@ _CHUNK: Final = 4096
 IndexKey = tuple[int, int, int]
 """(key hash, physical offset, store timestamp ms)."""
 
-_part_hash = lru_cache(maxsize=65_536)(java_hash)
+_31_POW_2: Final = 31**2
 _31_POW_4: Final = 31**4
-_31_POW_12: Final = 31**12
-_31_POW_32: Final = 31**32 & 0xFFFFFFFF
-_UNIQUE_KEY_BYTES: Final = 32
+_31_POW_6: Final = 31**6
+_31_POW_8: Final = 31**8 & 0xFFFFFFFF
+_31_POW_10: Final = 31**10 & 0xFFFFFFFF
+_31_POW_12: Final = 31**12 & 0xFFFFFFFF
+_MAX_CACHED: Final = 100_000
+_clients: dict[bytes, int] = {}
+"""``topic#`` and the first 20 characters of a unique id → their hash, times 31^12."""
+_pairs: dict[bytes, int] = {}
+"""Two characters → their hash."""
 
 
 @lru_cache(maxsize=4096)
@@ -60,23 +66,44 @@ def key_hash(topic: bytes, key: bytes) -> int:
     A client's unique id (32 characters: 20 constant for a client, 8 of time, 4 of a counter) is hashed from cached
     parts; a plain Python loop over its characters would cost more than all else of dispatching a message.
     """
-    length = len(key)
-    if length == _UNIQUE_KEY_BYTES and key.isascii():
-        value = (
-            _prefix_hash(topic) * _31_POW_32
-            + _part_hash(key[:20]) * _31_POW_12
-            + _part_hash(key[20:28]) * _31_POW_4
-            + _part_hash(key[28:])
-        )
-    elif key.isascii():
-        value = _prefix_hash(topic) * pow(31, length, 0x100000000) + java_hash(key)
+    if len(key) == 32:
+        try:
+            value = (
+                _clients[topic + key[:20]]
+                + _pairs[key[20:22]] * _31_POW_10
+                + _pairs[key[22:24]] * _31_POW_8
+                + _pairs[key[24:26]] * _31_POW_6
+                + _pairs[key[26:28]] * _31_POW_4
+                + _pairs[key[28:30]] * _31_POW_2
+                + _pairs[key[30:]]
+            )
+        except KeyError:
+            _learn(topic, key)
+            value = _plain_hash(topic, key)
     else:
-        value = java_hash_text(topic.decode("utf-8", "replace") + "#" + key.decode("utf-8", "replace"))
+        value = _plain_hash(topic, key)
     value &= 0xFFFFFFFF
     if value & 0x80000000:
         value = 0x100000000 - value
         return 0 if value == 0x80000000 else value  # abs(Integer.MIN_VALUE) is negative in Java: upstream makes it 0
     return value
+
+
+def _plain_hash(topic: bytes, key: bytes) -> int:
+    if key.isascii():
+        return _prefix_hash(topic) * pow(31, len(key), 0x100000000) + java_hash(key)
+    return java_hash_text(topic.decode("utf-8", "replace") + "#" + key.decode("utf-8", "replace"))
+
+
+def _learn(topic: bytes, key: bytes) -> None:
+    """Remember the parts of a unique id; one beyond ASCII hashes otherwise and is never found among them."""
+    if not key.isascii():
+        return
+    if len(_clients) > _MAX_CACHED:
+        _clients.clear()
+    _clients[topic + key[:20]] = (_plain_hash(topic, key[:20]) & 0xFFFFFFFF) * _31_POW_12
+    for at in range(20, 32, 2):
+        _pairs[key[at : at + 2]] = key[at] * 31 + key[at + 1]
 
 
 class IndexFile:
@@ -144,22 +171,24 @@ class IndexFile:
         used = 0
         unpack, pack_into, pack = _SLOT.unpack_from, _SLOT.pack_into, ENTRY.pack
         number = count
-        changes: list[tuple[int, int]] = []
         for hashed, physical, timestamp in keys:
             at = HEADER_BYTES + hashed % slots * 4
             previous = unpack(mapped, at)[0]
             if not 0 < previous < number:
                 previous = 0
                 used += 1
-            parts.append(pack(hashed, physical, _seconds(begin, timestamp), previous))
+            seconds = (timestamp - begin) // 1000 if begin > 0 else 0
+            if not 0 <= seconds <= _MAX_INT:
+                seconds = 0 if seconds < 0 else _MAX_INT
+            parts.append(pack(hashed, physical, seconds, previous))
             pack_into(mapped, at, number)
-            changes.append((at, previous))
             number += 1
         try:
             os.pwrite(self._fd, b"".join(parts), self._entries_at + ENTRY_BYTES * count)
         except OSError as error:
-            for at, previous in reversed(changes):
-                pack_into(mapped, at, previous)
+            for part in reversed(parts):
+                hashed, _, _, previous = ENTRY.unpack(part)
+                pack_into(mapped, HEADER_BYTES + hashed % slots * 4, previous)
             raise storage_error(self.path, error) from error
         self.count = number
         self.used_slots += used
@@ -231,12 +260,6 @@ class IndexFile:
     def close(self) -> None:
         self._map.close()
         os.close(self._fd)
-
-
-def _seconds(begin: int, timestamp: int) -> int:
-    if begin <= 0:
-        return 0
-    return min(max((timestamp - begin) // 1000, 0), _MAX_INT)
 
 
 def _file_name(timestamp: int) -> str:

@@ -57,7 +57,6 @@ _CHECKPOINT_BYTES: Final = 64 * 1024 * 1024
 _CHECKPOINT_SECONDS: Final = 10.0
 _EXPIRY_STEP_S: Final = 0.05
 _TABLE_INTERVAL_S: Final = 1.0
-_READ_THREADS: Final = 2
 _DISK_FULL_RETRY_S: Final = 0.2
 _BUSY: Final = "[PC_SYNCHRONIZED]broker busy, start flow control for a while"
 
@@ -104,7 +103,7 @@ class LocalMessageStore(BaseMessageStore):
         """See ``MessageStore.start``."""
         self._loop = asyncio.get_running_loop()
         self._failed = self._loop.create_future()
-        self._reader = ThreadPoolExecutor(_READ_THREADS, thread_name_prefix="store-read")
+        self._open_threads()
         self._flusher = ThreadPoolExecutor(1, thread_name_prefix="store-flush")
         self._recover()
         try:
@@ -201,11 +200,9 @@ class LocalMessageStore(BaseMessageStore):
         self._close_files()
 
     def _close_files(self) -> None:
-        self.logic.close()
-        self._pool.close()
-        for executor in (self._reader, self._flusher):
-            if executor is not None:
-                executor.shutdown()
+        if self._flusher is not None:
+            self._flusher.shutdown()
+        super()._close_files()
 
     # ------------------------------------------------------------------ role
 
@@ -463,7 +460,8 @@ class LocalMessageStore(BaseMessageStore):
             log = self.commit_log
             target, paths = log.written, log.take_dirty()
             if paths:
-                await self._loop.run_in_executor(self._flusher, partial(sync_paths, paths))
+                # Shielded: these files are no longer marked, so what has begun must be finished.
+                await asyncio.shield(self._loop.run_in_executor(self._flusher, partial(sync_paths, paths)))
             log.flushed = max(log.flushed, min(target, log.written))
             self._waiting.flushed(log.flushed)
 

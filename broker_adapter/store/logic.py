@@ -228,8 +228,14 @@ class LogicStore:
                 if topic == _SCHEDULE:
                     code = self._due(properties, store_timestamp)
                 else:
-                    tags_at = properties.find(_TAGS_NEEDLE)
-                    code = 0 if tags_at < 0 else tags_code(get_property(properties, TAGS_PROPERTY))
+                    code = 0
+                    found = properties.find(_TAGS_NEEDLE)
+                    if found >= 0:
+                        if found == 0 or properties[found - 1] == 2:
+                            end = properties.find(b"\x02", found)
+                            code = tags_code(properties[found + 5 : end] if end >= 0 else properties[found + 5 :])
+                        else:
+                            code = tags_code(get_property(properties, TAGS_PROPERTY))
                 units.append(pack_unit(physical, total, code))
                 queue.tags.append(code)
             if index_enabled and transaction != 12:
@@ -365,8 +371,13 @@ def _v6_fields(buffer: bytes, at: int, sys_flag: int) -> tuple[int, int]:
 def _collect_keys(
     keys: list[tuple[int, int, int]], topic: bytes, properties: bytes, physical: int, store_timestamp: int
 ) -> None:
-    if _UNIQUE_NEEDLE in properties:
-        unique = get_property(properties, UNIQ_KEY_PROPERTY)
+    found = properties.find(_UNIQUE_NEEDLE)
+    if found >= 0:
+        if found == 0 or properties[found - 1] == 2:
+            end = properties.find(b"\x02", found)
+            unique: bytes | None = properties[found + 9 : end] if end >= 0 else properties[found + 9 :]
+        else:
+            unique = get_property(properties, UNIQ_KEY_PROPERTY)
         if unique:
             keys.append((key_hash(topic, unique), physical, store_timestamp))
     if _KEYS_NEEDLE in properties:

@@ -298,11 +298,14 @@ class Link:
 
 
 class Fabric:
-    """All links between ``node_ids``, and from ``outsiders`` (clients) to each of them. Belongs to one loop."""
+    """All links between ``node_ids``, and from ``outsiders`` (clients) to each of them. Belongs to one loop.
 
-    def __init__(self, node_ids: Iterable[str], outsiders: Iterable[str] = ()) -> None:
+    ``between`` False: only the outsiders' links.
+    """
+
+    def __init__(self, node_ids: Iterable[str], outsiders: Iterable[str] = (), *, between: bool = True) -> None:
         nodes = list(node_ids)
-        sources = [*nodes, *outsiders]
+        sources = [*(nodes if between else []), *outsiders]
         self.links = {(a, b): Link(self, a, b) for a in sources for b in nodes if a != b}
         self._rules: dict[tuple[str, str], Rule] = {}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import statistics
 from collections.abc import Sequence
@@ -26,7 +27,7 @@ def percentile(values: Sequence[float], percent: float) -> float:
     if not values:
         raise ValueError("no values")
     ordered = sorted(values)
-    return ordered[max(0, -(-len(ordered) * percent // 100).__int__() - 1)] if percent else ordered[0]
+    return ordered[max(0, math.ceil(len(ordered) * percent / 100) - 1)]
 
 
 @dataclass(slots=True)
@@ -56,9 +57,9 @@ class Judgement:
         order = verdict.count(Kind.STALE_READ, Kind.FUTURE_READ, Kind.WRONG_READ, Kind.REORDERED)
         copies = f"{self.identical} of {self.nodes} logs identical" if self.nodes else "logs of others not compared"
         out = [
-            f"{'PASS' if self.ok else 'FAIL'}  {verdict.acknowledged:,} acknowledged, {self.lost} lost, "
+            f"{'PASS' if self.ok else 'FAIL'}  {verdict.acknowledged} acknowledged, {self.lost} lost, "
             f"{verdict.count(Kind.DUPLICATED)} duplicated, {verdict.count(Kind.REORDERED)} reordered; "
-            f"{'not ' if order else ''}linearizable (append log, real-time order), {copies}".replace(",", " ", 0),
+            f"{'not ' if order else ''}linearizable (append log, real-time order), {copies}",
             f"      {verdict.unknown} unknown: {verdict.unknown_found} found in the log, "
             f"{verdict.unknown - verdict.unknown_found} absent, both allowed; {verdict.failed} refused, "
             f"{verdict.count(Kind.FAILED_APPEARED)} of them found; {verdict.reads} reads, "
@@ -116,8 +117,10 @@ class Judgement:
 
 def judge_record(record: Record) -> Judgement:
     """Judge a run: linear-time check of the history, then the group's own duties."""
+    error = record.meta.get("error")
     found = Judgement(
-        check(record.history, record.log),
+        # Without a final read there is nothing to compare with, and the run has failed for that reason alone.
+        Verdict(appends=len(record.history.values)) if error else check(record.history, record.log),
         gaps_ms=[loss.gap_ms for loss in record.losses if loss.failover and loss.gap_ms is not None],
         leader_losses=len(record.losses),
         fsync=str(record.meta.get("fsync", "")),
@@ -127,10 +130,10 @@ def judge_record(record: Record) -> Judgement:
     found.identical = max((digests.count(digest) for digest in digests), default=0)
     if found.identical != found.nodes:
         found.problems.append(f"only {found.identical} of {found.nodes} logs are identical: {record.digests}")
-    if not found.verdict.acknowledged:
+    if error:
+        found.problems.append(str(error))
+    elif not found.verdict.acknowledged:
         found.problems.append("nothing was acknowledged, so nothing was shown")
-    if record.meta.get("error"):
-        found.problems.append(str(record.meta["error"]))
     found.problems.extend(_two_leaders(record))
     found.problems.extend(_commit_went_back(record))
     found.problems.extend(record.meta.get("problems", []))
@@ -153,9 +156,10 @@ def _two_leaders(record: Record) -> list[str]:
 
 
 def _commit_went_back(record: Record) -> list[str]:
-    """A process never takes a commit index back, and no node ever a term."""
+    """A process takes neither its commit index nor its term back. (Over a restart it may: what was seen need not have
+    been durable.)"""
     highest: dict[tuple[str, int], int] = {}
-    terms: dict[str, int] = {}
+    terms: dict[tuple[str, int], int] = {}
     out = []
     for sample in record.samples:
         if sample.pid <= 0:
@@ -164,7 +168,7 @@ def _commit_went_back(record: Record) -> list[str]:
         if sample.commit_index < highest.get(key, -1):
             out.append(f"{sample.node}'s commit index went back from {highest[key]} to {sample.commit_index}")
         highest[key] = max(highest.get(key, -1), sample.commit_index)
-        if sample.term < terms.get(sample.node, 0):
-            out.append(f"{sample.node}'s term went back from {terms[sample.node]} to {sample.term}")
-        terms[sample.node] = max(terms.get(sample.node, 0), sample.term)
+        if sample.term < terms.get(key, 0):
+            out.append(f"{sample.node}'s term went back from {terms[key]} to {sample.term}")
+        terms[key] = max(terms.get(key, 0), sample.term)
     return out

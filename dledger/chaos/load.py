@@ -36,11 +36,11 @@ _IDLE_S: Final = 0.01
 
 
 def value_of(body: bytes, prefix: str) -> str | None:
-    """Return the value in an entry's body; None where it is not of the run whose values begin with ``prefix``."""
-    try:
-        value = body.rstrip(_PAD).decode()
-    except UnicodeDecodeError:
-        return None
+    """Return the value in an entry's body; None where it is not of the run whose values begin with ``prefix``.
+
+    With an empty prefix the log is this run's alone, and an entry with any other body is one that nobody wrote.
+    """
+    value = body.rstrip(_PAD).decode(errors="backslashreplace")
     return value if value.startswith(prefix) else None
 
 
@@ -78,7 +78,6 @@ class ClientLoad:
         self.refused = 0
         self.unknown = 0
         self.last_index = -1
-        self.stale_hint: list[str] = []
         self.error_words: dict[str, int] = {}
         self._clock = clock
         self._prefix = prefix
@@ -97,7 +96,11 @@ class ClientLoad:
         return sum(client.pending for client in self._clients)
 
     def begin(
-        self, connect: Callable[[float, bool], LedgerClient], clients: int, concurrency: int, timeouts_s: Sequence[float]
+        self,
+        connect: Callable[[float, bool], LedgerClient],
+        clients: int,
+        concurrency: int,
+        timeouts_s: Sequence[float],
     ) -> None:
         """Start all tasks. ``connect(timeout, session)`` makes a client; every fourth one has no session."""
         for number in range(clients):

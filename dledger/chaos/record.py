@@ -28,13 +28,17 @@ _EMBEDDED: Final = re.compile(r'<script type="application/octet-stream" id="hist
 
 @dataclass(slots=True)
 class FaultSpan:
-    """One fault as it was done: ``words`` for people, ``nodes`` it hit, ``ended`` None while it lasts."""
+    """One fault as it was done: ``words`` for people, ``nodes`` it hit, ``ended`` None while it lasts.
+
+    ``takes``: those of the nodes that can do nothing for the group meanwhile.
+    """
 
     kind: str
     words: str
     nodes: list[str]
     began: float
     ended: float | None = None
+    takes: list[str] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -72,7 +76,7 @@ class Election:
 class LeaderLoss:
     """A fault took the leader. Milliseconds since then, None where it never came or is not known.
 
-    ``failover`` False: the group could not replace it by itself, since no majority was left, or nobody took over.
+    ``failover`` False: the group could not replace it by itself, since no majority was left.
     """
 
     node: str
@@ -105,7 +109,9 @@ class Record:
 
     def faults_at(self, at: float) -> list[FaultSpan]:
         """The faults that were active at a moment."""
-        return [span for span in self.faults if span.began <= at <= (float("inf") if span.ended is None else span.ended)]
+        return [
+            span for span in self.faults if span.began <= at <= (float("inf") if span.ended is None else span.ended)
+        ]
 
     # ---------------------------------------------------------------- files
 

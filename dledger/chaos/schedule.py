@@ -121,6 +121,9 @@ _DOUBLE_SHARE: Final = 0.2
 
 _WARM_UP_S: Final = 0.5
 
+_FAMILIES: Final = (frozenset({Fault.PARTITION, Fault.DELAY}), _DISK)
+"""Faults that undo each other's settings, so that they do not go together."""
+
 
 def parse_faults(text: str) -> list[Fault]:
     """Return the kinds in ``kill,pause,…``; ``all`` is every kind.
@@ -156,7 +159,8 @@ def make_schedule(seed: int, duration_s: float, faults: Iterable[Fault], *, node
         if not bag:
             bag = rng.sample(kinds, len(kinds))
         actions = [_draw(rng, bag.pop())]
-        if bag and rng.random() < _DOUBLE_SHARE:
+        double = rng.random() < _DOUBLE_SHARE
+        if double and bag and not any({actions[0].fault, bag[-1]} <= family for family in _FAMILIES):
             actions.append(_draw(rng, bag.pop()))
         end = at + max(action.hold_s for action in actions)
         if end > duration_s:

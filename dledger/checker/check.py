@@ -143,7 +143,7 @@ def _check_outcomes(history: History, log: FinalLog, places: array[int], verdict
         if outcome == ACKNOWLEDGED:
             verdict.acknowledged += 1
             index = indexes[operation]
-            if place == index:
+            if place == index >= 0:
                 continue
             if place < 0:
                 there = f"it holds {log[index]!r}" if 0 <= index < len(log) else f"the log ends at {len(log) - 1}"

@@ -28,6 +28,8 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "config": ("dledger.cli.config_command:config", "Check, show, explain or make configuration files."),
     "log": ("dledger.cli.log_command:log", "Verify or dump a data folder, offline."),
     "sim": ("dledger.sim.command:sim", "Run seeded simulations of a whole group."),
+    "chaos": ("dledger.cli.chaos:chaos", "Hurt a group under load and say whether the log kept its promises."),
+    "report": ("dledger.cli.chaos:report", "Judge a chaos run again from its history, and draw it."),
     "version": ("dledger.cli.version:version", "Print versions."),
 }
 """Verb → (where it is, one line of help). The help stands here so that ``dledger --help`` imports none of them."""

@@ -66,6 +66,8 @@ class SimNode:
         self.transport: SimTransport | None = None
         self.driver: Driver | None = None
         self.starts = 0
+        self.has_log = False
+        """Whether it has ever acknowledged, or led with, an entry."""
         self.crash_loss: PowerLoss | None = None
         """What a crash that waits in the middle of a write will do to the cache (None: kill -9)."""
         self.forget()
@@ -342,9 +344,21 @@ class Cluster:
 
     def _repair(self, node: SimNode) -> None:
         """What the error message tells the operator: delete the folder, let the node catch up."""
-        if node.process is None:
+        if node.process is not None:
+            return
+        if self.may_wipe(node):
             self.wipe(node)
             self.start(node)
+        else:
+            self.later(_REPAIR_S[1], self._repair, node)
+
+    def may_wipe(self, node: SimNode) -> bool:
+        """Whether every other node has stored an entry by now.
+
+        Two nodes that never had one may elect each other, or no group could ever start; a wiped node beside one that
+        was never reached is the hole in the vote floor that is documented, and no fault to find.
+        """
+        return all(other.has_log for other in self.nodes.values() if other is not node)
 
     def wipe(self, node: SimNode) -> None:
         """Delete the folder of a node that does not run."""

@@ -306,7 +306,7 @@ class Faults:
 
     def _wipe(self) -> bool:
         node = self._frail()
-        if node is None:
+        if node is None or not self._cluster.may_wipe(node):
             return False
         self._cluster.kill(node)
         self._cluster.wipe(node)

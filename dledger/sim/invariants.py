@@ -102,6 +102,7 @@ class Invariants:
                 self.report(
                     "one vote a term", f"{node.node_id} voted {before.vote}, then {state.vote} in term {state.term}"
                 )
+        node.has_log |= state.vote_floor is None
         node.hard_state = state
 
     def _elected(self, node: SimNode) -> None:

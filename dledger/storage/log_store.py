@@ -70,7 +70,7 @@ class StoreOptions:
     """Acknowledge after fdatasync (SYNC_FLUSH), or from the page cache (ASYNC_FLUSH)."""
     checkpoint_bytes: int = 16 * 1024**2
     """Committed log between two checkpoints: what opening must verify at most, about."""
-    checkpoint_entries: int = 100_000
+    checkpoint_entries: int = 32_768
     """The same in entries: verifying costs by the entry where entries are small."""
     prepare_bytes: int = 4 * 1024**2
     """Zeros written ahead: syncing allocated blocks costs half of syncing new ones."""
@@ -565,7 +565,7 @@ class LogStore:
         return self._failed is None and ahead < self._ahead_bytes - self._stretch_bytes // 2
 
     def prepare(self) -> None:
-        """Zero one stretch ahead and sync it, in the next segment where this one is done (disk side, between batches)."""
+        """Zero one stretch ahead, in the next segment where this one is done, and sync it (disk side)."""
         limit = self._data.start_of(self._prepared_pos) + self.options.data_segment_bytes
         end = min(self._prepared_pos + self._stretch_bytes, limit)
         try:

@@ -79,9 +79,9 @@ class Servers:
             }
         )
 
-    async def start(self, *node_ids: str, machine: StateMachine | None = None) -> None:
+    async def start(self, *node_ids: str, machine: StateMachine | None = None, **changes: str) -> None:
         for node_id in node_ids or self.node_ids:
-            server = DLedgerServer(self.config(node_id), state_machine=machine)
+            server = DLedgerServer(self.config(node_id, **changes), state_machine=machine)
             self.nodes[node_id] = server
             await server.start()
 

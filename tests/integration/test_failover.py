@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import grpc.aio
 import pytest
@@ -13,7 +17,7 @@ from dledger.chaos.failover import Campaign, Harm, run_campaign
 from dledger.errors import DLedgerError, Outcome, ResponseCode, error_for_code
 from dledger.local_group import LocalGroup
 from dledger.v1 import ledger_pb2, ledger_pb2_grpc
-from tests.integration.conftest import OneNode, eventually
+from tests.integration.conftest import REPOSITORY, OneNode, eventually
 
 BUSY_MACHINE = 4
 """Other work on the machine may stretch a pause: the tests accept so many times what an idle machine must show."""
@@ -50,6 +54,29 @@ async def test_kill_nine_of_the_leader_twenty_times(processes, capsys) -> None:
     check(found, capsys)
     assert found.median_ms < 150
     assert found.worst_ms < 1500
+
+
+@pytest.mark.slow
+def test_the_script_prints_what_it_found_and_cleans_up(tmp_path: Path, clean_environment: dict[str, str]) -> None:
+    command = [
+        sys.executable,
+        str(REPOSITORY / "scripts" / "failover.py"),
+        "--rounds",
+        "2",
+        "--data-dir",
+        str(tmp_path),
+    ]
+    found = subprocess.run(
+        [*command, "-o", "json"], capture_output=True, text=True, env=clean_environment, timeout=110, check=False
+    )
+    assert found.returncode == 0, found.stderr
+    summary = json.loads(found.stdout)
+    assert summary["ok"] is True
+    assert [one["number"] for one in summary["rounds"]] == [1, 2]
+    assert 0 < summary["gap_median_ms"] <= summary["gap_worst_ms"]
+    assert summary["acknowledged"] == summary["appends"] > 0
+    assert summary["identical_logs"] == 3
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.asyncio
@@ -109,7 +136,8 @@ async def test_a_hung_leader_is_replaced_and_when_woken_serves_nothing_stale(pro
     """SIGSTOP, a new leader, new entries, SIGCONT: while it wakes the old leader is hammered with reads and appends.
 
     Every linearizable read that it answers must see what was acknowledged before the read was asked, every append that
-    it takes must fail or stand in the log. It is woken many times, because the interesting moment is short.
+    it takes must fail. It is woken many times, because the interesting moment is short. (That a leader which does not
+    know of its successor serves nothing either is shown in test_linearizable.py.)
     """
     group: LocalGroup = await processes(settings={"electionTimeoutMs": "300", "heartBeatTimeIntervalMs": "30"})
     gaps: list[float] = []

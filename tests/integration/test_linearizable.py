@@ -12,7 +12,7 @@ from dledger import Entry, EntryType, ReadMode
 from dledger.chaos.failover import Load, read_log
 from dledger.checker import History, Read, check
 from dledger.errors import DLedgerError, StoppedError
-from tests.integration.conftest import OneNode, Servers
+from tests.integration.conftest import OneNode, Servers, eventually
 
 
 async def reader(node_id: str, node: OneNode, history: History, stop: asyncio.Event) -> int:
@@ -93,6 +93,46 @@ async def test_a_follower_that_was_cut_off_from_its_leader_answers_locally_only(
         with pytest.raises(DLedgerError):
             await direct.get(index, timeout=2.0)
         assert (await direct.get(index, mode=ReadMode.LOCAL_COMMITTED)).body == b"kept"
+
+
+@pytest.mark.asyncio
+async def test_a_leader_that_is_cut_off_and_does_not_know_it_serves_nothing_stale(servers, monkeypatch) -> None:
+    """Its clients still reach it, its peers do not, and its own patience is long: it believes that it leads.
+
+    Without a round of the quorum for each read it would show an old log as the newest.
+    """
+    group: Servers = servers()
+    await group.start("n0", electionTimeoutMs="6000")
+    await group.start("n1", "n2", electionTimeoutMs="300", heartBeatTimeIntervalMs="50")
+    await group.wait_leader()
+    await group.wait_caught_up()
+    async with group.connect() as client:
+        if group.leader() != "n0":
+            assert await client.transfer_leadership("n0") == "n0"
+        before = (await client.append(b"before")).index
+    old = group.nodes["n0"]
+    async with group.one_node("n0") as direct, group.connect("n1", "n2") as client:
+        assert await direct.commit_index() >= before
+        monkeypatch.setattr(old.driver, "on_message", lambda _: None)
+        monkeypatch.setattr(old.driver._transport, "send", lambda *_: None)
+        await eventually(lambda: group.leader() in {"n1", "n2"}, 5, "the others elect")
+        assert old.driver.core.is_leader, "it knows already: the test shows nothing"
+        reads = [asyncio.ensure_future(direct.commit_index(timeout=1.0)) for _ in range(4)]
+        gets = [asyncio.ensure_future(direct.get(before, timeout=1.0)) for _ in range(4)]
+        taken = [asyncio.ensure_future(old.append(b"stale %d" % number)) for number in range(4)]
+        after = (await client.append(b"after")).index
+        assert after > before
+        reads += [asyncio.ensure_future(direct.commit_index(timeout=1.0)) for _ in range(4)]
+        answers = await asyncio.gather(*reads, *gets, return_exceptions=True)
+        assert all(isinstance(answer, DLedgerError) for answer in answers), answers
+        assert await direct.commit_index(ReadMode.LOCAL_COMMITTED) == before, "a local read may be old, and says so"
+        assert old.driver.core.is_leader
+        monkeypatch.undo()
+        results = await asyncio.gather(*taken, return_exceptions=True)
+        assert all(isinstance(result, DLedgerError) for result in results), results
+        assert await direct.commit_index() >= after
+        bodies = [entry.body async for entry in client.read()]
+        assert bodies == [b"before", b"after"], "what the old leader had taken was truncated"
 
 
 class Slow:

@@ -38,6 +38,7 @@ class Checker(Watcher):
         self.strict_disks = strict_disks
         self.committed: list[Record] = []
         self.leaders: dict[int, str] = {}
+        self.votes: dict[tuple[str, int], str] = {}  # (voter, term) → candidate
         self.seen_commit: dict[str, int] = {}
         self.seen_term: dict[str, int] = {}
         self.reads: dict[int, int] = {}  # what was acknowledged when the read began
@@ -55,6 +56,7 @@ class Checker(Watcher):
 
     def wiped(self, node: Node) -> None:
         self.strict_disks = False
+        self.votes = {key: candidate for key, candidate in self.votes.items() if key[0] != node.node_id}
 
     def read_begins(self, request_id: int) -> None:
         self.reads[request_id] = len(self.committed) - 1
@@ -120,8 +122,12 @@ class Checker(Watcher):
         check(poll or disk.term >= message.term, f"{name} speaks in term {message.term} before it is durable")
         if isinstance(message, RequestVoteResponse) and message.granted and not message.pre_vote:
             check(disk.term > message.term or disk.vote == peer, f"{name} grants a vote that is not on its disk")
+            given = self.votes.setdefault((name, message.term), peer)
+            check(given == peer, f"{name} votes for {given} and for {peer} in term {message.term}")
         if isinstance(message, RequestVote) and not message.pre_vote:
             check(disk.term > message.term or disk.vote == name, f"{name} campaigns without a durable vote for itself")
+            given = self.votes.setdefault((name, message.term), name)
+            check(given == name, f"{name} votes for {given} and for itself in term {message.term}")
         if isinstance(message, AppendEntriesResponse | HeartbeatResponse):
             check(
                 message.match_index <= len(node.disk_log) - 1, f"{name} acknowledges {message.match_index}, not durable"

@@ -1,4 +1,4 @@
-"""Thousands of short random lives of a group, each from its seed; every invariant is checked after every step.
+"""Short random lives of a group, each from its seed; every invariant is checked after every step.
 
 A seed that once failed stays in `PINNED` with what it showed.
 """
@@ -18,19 +18,20 @@ from tests.raft.invariants import BrokenError
 WEATHERS = {
     "calm": Weather(drop=0, duplicate=0, reorder=0, cut=0),
     "plain": Weather(),
-    "storm": Weather(drop=10, duplicate=10, reorder=30, crash=4, cut=4),
+    "storm": Weather(drop=5, duplicate=5, reorder=30, crash=2),
+    "quarrel": Weather(reorder=20, crash=3, hint=4, transfer=3, tick=10),
     "pair": Weather(size=2),
-    "four": Weather(size=4, steps=300),
+    "four": Weather(size=4),
     "five": Weather(size=5),
-    "wiped folders": Weather(wipe=True, crash=4),
-    "new group, wiped folders": Weather(fresh=True, wipe=True, crash=4),
+    "wiped folders": Weather(wipe=True, crash=2),
+    "new group, wiped folders": Weather(fresh=True, wipe=True, crash=2),
 }
 
 PINNED = [
     # A follower whose folder was deleted was never filled again while the same leader stayed in the same term: its
     # refusals at its old match index looked stale.
-    ("new group, wiped folders", 2),
-    ("new group, wiped folders", 94),
+    ("wiped folders", 9),
+    ("new group, wiped folders", 40),
 ]
 
 
@@ -38,15 +39,15 @@ PINNED = [
 def test_random_lives(name: str) -> None:
     """Nothing committed is lost, doubled or changed, no stale read; and the group works again when the storm ends."""
     elections = committed = reads = 0
-    for seed in range(30):
+    for seed in range(25):
         chaos = _run(name, seed)
         elections += chaos.checker.elections
         committed += len(chaos.checker.committed)
         reads += chaos.checker.reads_done
-    # A fuzzer that does nothing finds nothing: what a run reached is part of the test.
-    assert elections >= 30
-    assert committed >= 150
-    assert reads > 0
+    # A fuzzer that does nothing finds nothing: what the runs reached is part of the test.
+    assert elections >= 50
+    assert committed >= 200
+    assert reads >= 10
 
 
 @pytest.mark.parametrize(("name", "seed"), PINNED)
@@ -56,11 +57,11 @@ def test_pinned_seeds(name: str, seed: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", WEATHERS)
 def test_many_random_lives(name: str) -> None:
     """The same for longer."""
-    for seed in range(1_000, 6_000):
+    for seed in range(1_000, 5_000):
         _run(name, seed)
 
 
@@ -76,7 +77,7 @@ def loses_its_last_entry(node: Node) -> None:
 
     def restart(commit_index: int = -1) -> None:
         node.disk_log = node.disk_log[:-1]
-        true_restart(commit_index)
+        true_restart(min(commit_index, len(node.disk_log) - 1))
 
     node.restart = restart  # type: ignore[method-assign]
 
@@ -108,8 +109,8 @@ def acknowledges_at_once(node: Node) -> None:
 def test_a_broken_driver_is_found(damage: Callable[[Node], None]) -> None:
     """The test of the test: a group that breaks the durability rules does not pass."""
     with pytest.raises((BrokenError, InvariantError)):
-        for seed in range(400):
-            chaos = Chaos(seed, WEATHERS["storm"])
+        for seed in range(200):
+            chaos = Chaos(seed, WEATHERS["quarrel"])
             for node in chaos.world.nodes.values():
                 damage(node)
             chaos.run()
