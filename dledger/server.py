@@ -246,6 +246,14 @@ class DLedgerServer:
         """What this node knows of itself and its peers."""
         return self.driver.status()
 
+    def leader_hint(self) -> tuple[int, NodeId | None, str | None]:
+        """(term, leader id, leader address) as known here."""
+        return self.driver.leader_hint()
+
+    def position_of(self, index: int) -> int:
+        """Return the byte position of a recent entry, -1 where that would need the disk."""
+        return self.driver.position_of(index)
+
     async def transfer_leadership(self, target: NodeId | None = None) -> NodeId:
         """Hand leadership to ``target`` (None: the best follower); returns the new leader's id.
 

@@ -64,10 +64,6 @@ class HaSlave:
                 await task
 
     @property
-    def running(self) -> bool:
-        return self._task is not None
-
-    @property
     def task(self) -> asyncio.Task[None] | None:
         """The running task; it ends by itself only when the log cannot be written."""
         return self._task

@@ -46,6 +46,10 @@ _LENGTHS: Final = struct.Struct(">iI")
 _INT: Final = struct.Struct(">i")
 _SHORT: Final = struct.Struct(">h")
 
+# Made once: json.dumps with separators makes an encoder for every call.
+_encode_json: Final = json.JSONEncoder(separators=(",", ":")).encode
+_decode_json: Final = json.JSONDecoder().decode
+
 Body = bytes | bytearray | memoryview
 
 
@@ -198,7 +202,7 @@ def _json_header(command: RemotingCommand) -> bytes:
     if command.ext:
         # Upstream's fields are strings, whatever they mean; strict clients read nothing else.
         header["extFields"] = {name: text_of(value) for name, value in command.ext.items() if value is not None}
-    return json.dumps(header, separators=(",", ":")).encode("ascii")
+    return _encode_json(header).encode("ascii")
 
 
 def _binary_header(command: RemotingCommand) -> bytes:
@@ -288,7 +292,7 @@ def _header_integer(header: Mapping[str, Any], name: str) -> int:
 
 def _from_json(data: bytes, body: bytes) -> RemotingCommand:
     try:
-        header = json.loads(data)
+        header = _decode_json(data.decode())
     except (JSONDecodeError, UnicodeDecodeError, RecursionError, ValueError) as error:
         raise FrameError(f"a header that is not JSON: {error}") from None
     if not isinstance(header, dict):

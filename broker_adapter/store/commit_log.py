@@ -144,10 +144,6 @@ class CommitLog:
         self._messages.append((message, 0, self.end))
         self.end += len(message)
 
-    @property
-    def has_staged(self) -> bool:
-        return bool(self._staged)
-
     def write_staged(self) -> list[StoredBytes]:
         """Write what was staged and return its messages.
 

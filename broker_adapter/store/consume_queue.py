@@ -7,7 +7,6 @@ beginning (a slave or a new replica that has only the newer part of the log).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from struct import Struct
 from typing import Final
 
@@ -80,9 +79,6 @@ class ConsumeQueue:
             return None
         physical, size, tags = UNIT.unpack(data)
         return None if size == BLANK_SIZE else (physical, size, tags)
-
-    def iter_units(self, offset: int, count: int, *, now: bool) -> Iterator[tuple[int, int, int]]:
-        return UNIT.iter_unpack(self.read(offset, count, now=now))
 
     def truncate(self, physical_end: int) -> None:
         """Drop the units whose message ends beyond ``physical_end``, from the last back (they ascend)."""

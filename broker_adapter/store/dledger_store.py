@@ -52,10 +52,11 @@ from dledger import (
     Entry,
     EntryType,
     NodeStatus,
+    Outcome,
     ResponseCode,
     RoleChangeHandler,
 )
-from dledger.errors import CorruptLogError, DiskFullError, LeaderNotReadyError, NotLeaderError
+from dledger.errors import CorruptLogError, DiskFullError, LeaderNotReadyError, NotLeaderError, StoppedError
 
 __all__ = ["ENTRY_HEADER_BYTES", "DLedgerMessageStore", "dledger_config"]
 
@@ -226,6 +227,15 @@ class DLedgerMessageStore(BaseMessageStore):
     def _server_failed(self, failure: asyncio.Future[BaseException]) -> None:
         if not failure.cancelled() and self._failed is not None and not self._failed.done():
             self._failed.set_result(failure.result())
+            self._fail_waiters()
+
+    def _fail_waiters(self) -> None:
+        for _, waiter in self._applied_waiters:
+            if not waiter.done():
+                waiter.set_exception(
+                    StoppedError("the node has stopped before it applied that", outcome=Outcome.UNKNOWN)
+                )
+        self._applied_waiters.clear()
 
     async def wait_failed(self) -> BaseException:
         """See ``MessageStore.wait_failed``."""
@@ -244,9 +254,7 @@ class DLedgerMessageStore(BaseMessageStore):
             with contextlib.suppress(asyncio.CancelledError):
                 await self._housekeeper
         await self._server.stop()
-        for _, waiter in self._applied_waiters:
-            waiter.cancel()
-        self._applied_waiters.clear()
+        self._fail_waiters()
         if self._failed is not None and self._failed.done():
             self._close_files()
             return
@@ -296,7 +304,7 @@ class DLedgerMessageStore(BaseMessageStore):
                 of its own term: then it has applied everything before it, and knows each queue's end.
         """
         if role is not BrokerRole.SLAVE:
-            term, leader, _ = self._server.driver.leader_hint()
+            term, leader, _ = self._server.leader_hint()
             if leader != self._dledger_config.self_id:
                 raise NotLeaderError("only the leader of the log can be master", leader_id=leader)
             if self._applied_term != term:
@@ -311,7 +319,7 @@ class DLedgerMessageStore(BaseMessageStore):
         self.next_offsets = self.logic.next_offsets()
 
     def _term(self) -> int:
-        return self._server.driver.leader_hint()[0]
+        return self._server.leader_hint()[0]
 
     def dledger_status(self) -> NodeStatus | None:
         return self._server.status() if self._started else None
@@ -395,7 +403,7 @@ class DLedgerMessageStore(BaseMessageStore):
             return
         refused = self._refuse_put()
         if refused is not None:
-            leader = self._server.driver.leader_hint()[1] if self._started else None
+            leader = self._server.leader_hint()[1] if self._started else None
             raise NotLeaderError(refused.remark, leader_id=leader)
         deleted = [key.encode() for kind, key, value in records if kind == StateKind.TOPICS and value is None]
 
@@ -542,7 +550,7 @@ class DLedgerMessageStore(BaseMessageStore):
         commit_index = self._server.status().commit_index
         if self.applied_index >= commit_index:
             return 0
-        position = self._server.driver.position_of(commit_index)
+        position = self._server.position_of(commit_index)
         return max(1, position + ENTRY_HEADER_BYTES - self.logic.dispatched_physical)
 
     async def clean_expired(self, *, now_ms: int | None = None, force: bool = False) -> int:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import threading
 from collections import OrderedDict
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,14 +18,12 @@ from typing import Final
 
 from dledger.errors import DiskFullError, StorageFailedError
 
-__all__ = ["ColdReadError", "FdPool", "SegmentFiles", "StorageFullError", "storage_error", "sync_paths", "warm"]
+__all__ = ["ColdReadError", "FdPool", "SegmentFiles", "storage_error", "sync_paths", "warm"]
 
 _NAME_DIGITS: Final = 20
 _DEFAULT_FDS: Final = 256
 _NOWAIT: Final = getattr(os, "RWF_NOWAIT", 0)
 WARM_BYTES: Final = 512 * 1024
-
-StorageFullError = DiskFullError
 
 
 class ColdReadError(Exception):
@@ -75,7 +72,6 @@ class FdPool:
         self._limit = limit
         self._open: OrderedDict[str, int] = OrderedDict()
         self._nowait_works = _NOWAIT != 0
-        self._owner = threading.get_ident()
 
     def get(self, path: str, *, writable: bool = False) -> int:
         """Return a descriptor, opened on demand. A path is always asked for with the same ``writable``.

@@ -19,6 +19,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from struct import Struct
+from struct import error as StructError
 from typing import Any, Final
 
 import structlog
@@ -55,8 +56,11 @@ def decode_state(body: bytes) -> tuple[list[Record], int]:
         total, magic, timestamp = _HEAD.unpack_from(body)
         if magic != STATE_MAGIC or total != len(body):
             raise ValueError(f"magic {magic:#010x}, size {total} of {len(body)}")
-        return [(kind, key, value) for kind, key, value in json.loads(body[_HEAD.size :])], timestamp
-    except (ValueError, TypeError) as error:
+        records = [(kind, key, value) for kind, key, value in json.loads(body[_HEAD.size :])]
+        if not all(isinstance(kind, str) and isinstance(key, str) for kind, key, _ in records):
+            raise ValueError("kind and key are texts")
+        return records, timestamp
+    except (ValueError, TypeError, StructError) as error:
         raise MessageFormatError(f"not a state record: {error}") from None
 
 

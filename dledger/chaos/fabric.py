@@ -1,16 +1,17 @@
 """The network between the nodes, in user space: one TCP proxy for each directed link, and rules for what flows.
 
-Node ``a`` reaches node ``b`` through the proxy of the link (a, b). Rules are about *flow*, not about connections: the rule
-for (a, b) governs every byte that travels from a to b, whoever opened the connection, and so does a cut in one
-direction what it does on a real wire: requests get through and answers do not.
+Node ``a`` reaches node ``b`` through the proxy of the link (a, b). Rules are about *flow*, not about connections: the
+rule for (a, b) governs every byte that travels from a to b, whoever opened the connection. So a cut in one direction
+does what it does on a real wire: requests get through and answers do not.
 
-A silent cut is silent: neither bytes nor the end of a connection pass (a node killed behind it does not look dead), and a
-new connection hangs as one whose first packet is lost does.
+A silent cut is silent: neither bytes nor the end of a connection pass (a node killed behind it does not look dead), and
+a new connection hangs as one whose first packet is lost does.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import enum
 import socket
 import struct
@@ -105,10 +106,8 @@ class _End(asyncio.Protocol):
             return
         raw = transport.get_extra_info("socket")
         if raw is not None:
-            try:
+            with contextlib.suppress(OSError):  # closed by the other side in this moment
                 raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-            except OSError:
-                pass  # closed by the other side in this moment
         transport.abort()
 
 

@@ -1,4 +1,4 @@
-"""A `LocalGroup` whose network and disks can be hurt: its nodes reach each other through proxies, and write through a shim."""
+"""A `LocalGroup` whose network and disks can be hurt: proxies between the nodes, a shim under their writes."""
 
 from __future__ import annotations
 

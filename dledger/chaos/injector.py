@@ -91,7 +91,7 @@ class Injector:
     async def _leader(self) -> str | None:
         """Who leads now; waits a moment where nobody does, for a fault without a leader shows little."""
         deadline = self._clock() + _LEADER_WAIT_S
-        while (leader := self._monitor.leader()) is None and self._clock() < deadline:
+        while (leader := self._monitor.leader()) is None and self._clock() < deadline:  # noqa: ASYNC110 - polled views
             await asyncio.sleep(_POLL_S)
         return leader
 
@@ -155,18 +155,26 @@ class Injector:
 
     async def bring_back(self, node_id: str) -> None:
         """Start a node again and wait until it answers; not coming back is a problem that fails the run."""
+        self._load.calm += 1
+        try:
+            if not await self._serves_again(node_id):
+                tail = self._own().node(node_id).log_tail().rpartition("\n")[2]
+                self._record.meta.setdefault("problems", []).append(f"{node_id} did not come back: {tail}")
+                self.say(f"{node_id} did NOT come back: {tail}")
+        finally:
+            self._load.calm -= 1
+            self.states.pop(node_id, None)
+
+    async def _serves_again(self, node_id: str) -> bool:
         group = self._own()
         await group.restart(node_id)
         deadline = self._clock() + _BACK_S
         pid = group.node(node_id).pid
         while self._monitor.views[node_id].pid != pid:
             if self._clock() > deadline or group.node(node_id).pid is None:
-                tail = group.node(node_id).log_tail().rpartition("\n")[2]
-                self._record.meta.setdefault("problems", []).append(f"{node_id} did not come back: {tail}")
-                self.say(f"{node_id} did NOT come back: {tail}")
-                break
+                return False
             await asyncio.sleep(_POLL_S)
-        self.states.pop(node_id, None)
+        return True
 
     async def _pause(self, action: Action, rng: random.Random) -> None:
         group = self._own()
@@ -216,7 +224,7 @@ class Injector:
         one_way = not {(b, a) for a, b in flows} <= set(flows)
         flow = Flow.LOST if one_way and action.way is Way.REFUSED else _FLOWS[action.way]
         fabric.set_rules(flows, Rule(flow))
-        hit = sorted({node_id for pair in flows for node_id in pair}) if not takes else takes
+        hit = takes or sorted({node_id for pair in flows for node_id in pair})
         how = next(way.value for way, known in _FLOWS.items() if known is flow)
         span = self._begin(
             Fault.PARTITION, f"{words} for {action.hold_s:.1f} s ({how})", hit, takes=takes, leader=leader
@@ -289,7 +297,7 @@ class Injector:
 
     async def _wait_end(self, node_id: str, limit_s: float) -> None:
         group, began = self._own(), self._clock()
-        while group.node(node_id).pid is not None and self._clock() - began < limit_s:
+        while group.node(node_id).pid is not None and self._clock() - began < limit_s:  # noqa: ASYNC110 - a process
             await asyncio.sleep(_POLL_S)
         if group.node(node_id).pid is None:
             self.say(f"{node_id} stopped by itself after {(self._clock() - began) * 1000:.0f} ms")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import deque
+from itertools import pairwise
 from typing import TYPE_CHECKING, Final, TextIO
 
 from dledger.chaos.judge import percentile
@@ -39,6 +40,7 @@ class LaneHistory:
         self.events: deque[Event] = deque(maxlen=_EVENTS)
         self.worst_gap_s = 0.0
         self._last: tuple[float, int] = (0.0, 0)
+        self._seen = 0
 
     def tick(self, present: Present) -> None:
         """Take in the present."""
@@ -53,8 +55,16 @@ class LaneHistory:
         then, before = self._last
         self.rates.append((acks - before) / max(now - then, 1e-3))
         self._last = (now, acks)
+        self._measure_gaps(present)
+
+    def _measure_gaps(self, present: Present) -> None:
+        """The worst time between two acknowledgements, the present silence included while there is load."""
+        acks = present.load.acks
+        new = acks[max(self._seen - 1, 0) :]
+        self._seen = len(acks)
         if present.phase == "faults":
-            self.worst_gap_s = max(self.worst_gap_s, self.gap_now_s(present))
+            now = self.gap_now_s(present) if acks else 0.0
+            self.worst_gap_s = max(self.worst_gap_s, now, max((b - a for a, b in pairwise(new)), default=0.0))
 
     @staticmethod
     def gap_now_s(present: Present) -> float:

@@ -1,4 +1,4 @@
-"""Watches the nodes during a run: their own word about themselves ten times a second, and what they log, as it comes."""
+"""Watches the nodes during a run: their own word about themselves ten times a second, and what they log."""
 
 from __future__ import annotations
 
@@ -81,8 +81,8 @@ class _LogTail:
 class Monitor:
     """Samples every node and follows the logs; ``override`` names a node's state where we know better (down, paused).
 
-    ``samples``, ``log_events`` and ``elections`` grow. ``views`` is the present. Elections come from the logs where there
-    are ``log_paths``, else from what the nodes say of themselves. ``on_election`` is told of each.
+    ``samples``, ``log_events`` and ``elections`` grow. ``views`` is the present. Elections come from the logs where
+    there are ``log_paths``, else from what the nodes say of themselves. ``on_election`` is told of each.
     """
 
     def __init__(

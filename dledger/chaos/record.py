@@ -1,7 +1,8 @@
 """What a run leaves behind: everything that was done to the group, seen of it and heard by clients. One file.
 
-Times are seconds since the run began. The file is JSON lines (compressed where its name ends in ``.gz``): one of ``meta``,
-then faults, events, samples, elections, leader losses, the final log, and the operations as `History.dump` writes them.
+Times are seconds since the run began. The file is JSON lines (compressed where its name ends in ``.gz``): one of
+``meta``, then faults, events, samples, elections, leader losses, the final log, and the operations as `History.dump`
+writes them.
 """
 
 from __future__ import annotations

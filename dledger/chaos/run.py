@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import bisect
 import contextlib
+import itertools
 import platform
 import random
 import secrets
@@ -16,8 +17,8 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from dledger.chaos.disks import why_no_shim
-from dledger.chaos.failover import log_digest
 from dledger.chaos.fabric import Fabric
+from dledger.chaos.failover import log_digest
 from dledger.chaos.group import CLIENTS, ChaosGroup
 from dledger.chaos.injector import Injector
 from dledger.chaos.load import ClientLoad, Clock, value_of
@@ -52,7 +53,7 @@ _WATCH_S: Final = 0.1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChaosOptions:
-    """What to run. ``peers``: a running group instead of one of our own (then ``directory`` and ``nodes`` mean nothing)."""
+    """What to run. ``peers``: a running group instead of one of our own, which ``nodes`` and ``settings`` are for."""
 
     duration_s: float
     faults: tuple[Fault, ...]
@@ -435,7 +436,7 @@ def _fill(loss: LeaderLoss, elected: Election, events: list[LogEvent], load: Cli
     loss.first_ack_ms = _since(loss.at, load.acks[first])
     begin = max(bisect.bisect_left(load.acks, loss.at) - 1, 0)
     acks = load.acks[begin : first + 1]
-    gaps = [after - before for before, after in zip(acks, acks[1:], strict=False)]
+    gaps = [after - before for before, after in itertools.pairwise(acks)]
     loss.gap_ms = round(max(gaps, default=0.0) * 1000, 1)
 
 

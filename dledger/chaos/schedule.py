@@ -1,8 +1,8 @@
 """Which fault when: drawn from one seed before the run begins. Pure.
 
 A schedule names roles, not nodes ("the leader"): who leads when the fault's time comes is not known in advance, and a
-fault that hits the leader is worth more than one that hits whoever was drawn. What else is left to chance is drawn here,
-so a seed replays the same sequence of faults; the processes' own timing is not replayed.
+fault that hits the leader is worth more than one that hits whoever was drawn. What else is left to chance is drawn
+here, so a seed replays the same sequence of faults; the processes' own timing is not replayed.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Way(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """One fault. ``variant`` says whom or what it hits, ``draw`` chooses where a choice is left, ``amount_s`` is a delay."""
+    """One fault. ``variant``: whom or what it hits; ``draw`` chooses where a choice is left; ``amount_s``: a delay."""
 
     fault: Fault
     variant: str

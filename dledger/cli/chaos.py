@@ -1,4 +1,4 @@
-"""``dledger chaos``: a group, its clients and its bad luck, and a verdict. ``dledger report``: judge and draw it again."""
+"""``dledger chaos``: a group, its clients, its bad luck, and a verdict. ``dledger report``: judge and draw it again."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ def _parse_faults(text: str) -> tuple[Fault, ...]:
 @click.option("--seed", type=click.IntRange(0), help="Of the schedule; drawn and shown if not given.")
 @click.option("--nodes", default="3", show_default=True, type=click.Choice(["3", "5"]))
 @click.option("-D", "overrides", multiple=True, metavar="KEY=VALUE", help="A configuration key for every node.")
-@click.option("-c", "--config", "config_file", metavar="FILE", help="Take a running group: its faults are retry, transfer.")
+@click.option("-c", "--config", "config_file", metavar="FILE", help="Take a running group (retry, transfer).")
 @click.option("--peers", metavar="PEERS", help="The same, by its peers.")
 @click.option("--group", metavar="NAME", help="Its name.")
 @click.option("--html", type=click.Path(path_type=Path), help="Write the report here.")
 @click.option("--history", type=click.Path(path_type=Path), help="Write the history here (.gz: compressed).")
-@click.option("--data-dir", type=click.Path(path_type=Path), help="Where the run's folder is made (default: the temporary one).")
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Where the run's folder is made.")
 @output_option("table", "json")
-def chaos(  # noqa: PLR0913 - one argument for each option
+def chaos(
     duration: float,
     faults: str,
     clients: int,

@@ -149,6 +149,8 @@ class RaftCore:
         self._ready = Ready(commit_index=commit_index)
         self._hard_state_durable = True
         self._verified_index = NO_INDEX  # follower: equal to the leader's log up to here, in this term
+        self._leader_commit_index = NO_INDEX  # follower: the highest commit index told by the leader of this term
+        self._caught_up_index = NO_INDEX  # follower: such a commit index, once this log had come so far
         self._leader_lost = False
         self._unreachable: set[NodeId] = set()  # peers whose connection broke and that were not heard of since
         self._leader_contact_ms = -_FOREVER
@@ -478,7 +480,7 @@ class RaftCore:
             self._save_hard_state(HardState(term, None, self.hard_state.vote_floor))
             self._failed_elections = 0
         self._set_role(self._follower_role(), leader_id)
-        self._verified_index = NO_INDEX
+        self._compare_anew()
         self._votes.clear()
         self._leader_lost = False
         if was_leader:
@@ -489,6 +491,10 @@ class RaftCore:
             self.own_term_first_index = _FOREVER
         self._fail_reads()
         self._reset_election_timer()
+
+    def _compare_anew(self) -> None:
+        """Nothing of this log has been compared with the log of a leader of this term."""
+        self._verified_index = self._leader_commit_index = self._caught_up_index = NO_INDEX
 
     def _follower_role(self) -> Role:
         return Role.FOLLOWER if self.node_id in self.configuration.all_voters else Role.LEARNER
@@ -513,14 +519,22 @@ class RaftCore:
         self._ready.hard_state = state
 
     def _lower_vote_floor(self) -> None:
-        """Forget the floor once the log durably holds an entry of a live leader's own term.
+        """Forget the floor once the log durably holds all that a live leader calls committed, itself of its own term.
 
-        The leader has every committed entry (§5.4), and this log equals its log up to that entry.
+        Such a leader knows every committed entry (§5.4, §8); a mere entry of its term proves nothing, because this node
+        may have acknowledged later ones of the same term. It has dropped what this node acknowledged and lost
+        (`_has_lost_entries`) before it could send what is missing, so nothing is committed by that any more.
         """
         if self.hard_state.vote_floor is None:
             return
-        known = self.stable_index if self.role is Role.LEADER else min(self.stable_index, self._verified_index)
-        if known >= 0 and self.log.term_at(known) == self.term:
+        if self.role is Role.LEADER:
+            caught_up = self.log.term_at(self.stable_index) == self.term
+        else:
+            told = self._leader_commit_index
+            if self._caught_up_index == NO_INDEX and told <= self._verified_index and self.log.term_at(told) == self.term:
+                self._caught_up_index = told
+            caught_up = NO_INDEX < self._caught_up_index <= self.stable_index
+        if caught_up:
             self._event("vote_floor_cleared")
             self._save_hard_state(HardState(self.term, self.vote, None))
 
@@ -555,7 +569,7 @@ class RaftCore:
         self._set_role(Role.PRE_CANDIDATE, None)
         self._fail_reads()
         self._votes = {}
-        self._verified_index = NO_INDEX
+        self._compare_anew()
         self._event("pre_vote_started", term=self.term + 1)
         self._ask_for_votes(self.term + 1, pre_vote=True, transfer=False)
         self._count_vote(self.node_id, None if self._own_vote_is_provisional() else True)
@@ -566,7 +580,7 @@ class RaftCore:
         self._save_hard_state(HardState(self.term + 1, self.node_id, self.hard_state.vote_floor))
         self._set_role(Role.CANDIDATE, None)
         self._fail_reads()
-        self._verified_index = NO_INDEX
+        self._compare_anew()
         self._votes = {}
         self._transfer_campaign = transfer
         self._reset_election_timer()
@@ -756,6 +770,7 @@ class RaftCore:
 
     def _on_append_entries(self, message: AppendEntries) -> None:
         self._heard_from_leader(message.sender)
+        self._leader_commit_index = max(self._leader_commit_index, message.commit_index)
         previous = message.prev_log_index
         if previous < self.commit_index and message.last_index <= self.commit_index:
             self._acknowledge_append()  # all of it is committed here already
@@ -832,7 +847,9 @@ class RaftCore:
 
     def _on_heartbeat(self, message: Heartbeat) -> None:
         self._heard_from_leader(message.sender)
+        self._leader_commit_index = max(self._leader_commit_index, message.commit_index)
         self._follow_commit(min(message.commit_index, max(self._verified_index, self.commit_index)))
+        self._lower_vote_floor()
         self._send(
             message.sender,
             HeartbeatResponse(
@@ -841,7 +858,8 @@ class RaftCore:
                 round=message.round,
                 sent_index=message.sent_index,
                 match_index=self._durable_match(),
-                last_index=self.log.last_index,
+                # Not the log's end: an old tail that this leader has not replaced yet would hide what was lost.
+                last_index=max(self._verified_index, self.commit_index),
             ),
         )
 
@@ -1012,7 +1030,7 @@ class RaftCore:
             Heartbeat(
                 self.node_id,
                 self.term,
-                commit_index=progress.sent_commit,
+                commit_index=self.commit_index,
                 round=self._round,
                 sent_index=progress.next_index - 1 if progress.state is ReplicationState.REPLICATE else NO_INDEX,
             ),

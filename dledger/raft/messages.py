@@ -104,7 +104,7 @@ class HardState:
 
 
 UNKNOWN_FLOOR = LogId(2**62, 2**62)
-"""A floor that no log reaches: nothing is known of what was promised. Cleared only by an entry of a live leader."""
+"""A floor that no log reaches: nothing is known of what was promised. Cleared by catching up with a live leader."""
 
 
 class VoteResult(enum.Enum):
@@ -178,7 +178,7 @@ class AppendEntriesResponse(Message):
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat(Message):
-    """Leadership goes on; ``commit_index`` is capped at what the receiver is known to hold.
+    """Leadership goes on; ``commit_index`` is the leader's: the receiver follows it as far as it has verified its log.
 
     ``round`` numbers read-index rounds (thesis §6.4); ``sent_index`` is the last index sent on this link, so that the
     answer shows whether something was lost on the way.
@@ -191,7 +191,10 @@ class Heartbeat(Message):
 
 @dataclass(frozen=True, slots=True)
 class HeartbeatResponse(Message):
-    """What came of a heartbeat: both its numbers echoed, and how far the follower's log durably matches."""
+    """What came of a heartbeat: both its numbers echoed, and how far the follower's log is known to match.
+
+    ``match_index``: durably; ``last_index``: durable or not. What the follower has beyond is not this leader's yet.
+    """
 
     round: int
     sent_index: int

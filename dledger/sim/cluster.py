@@ -191,9 +191,8 @@ class Cluster:
         loop = self.loop
         process = node.process = loop.process(f"{node.node_id}#{node.starts}")
         rng = self.rng(f"process {process.name}")
-        node.filesystem = FaultyFileSystem(node.disk, process)
-        crashed = functools.partial(self._crashed_in_write, node)
-        node.disk_executor = SimDiskExecutor(loop, rng, process, node.times, crashed=crashed)
+        node.filesystem = FaultyFileSystem(node.disk, process, functools.partial(self._crashed_in_write, node))
+        node.disk_executor = SimDiskExecutor(loop, rng, process, node.times)
         node.transport = SimTransport(self.network, node.node_id, process)
         process.observer = functools.partial(self.invariants.observe, node)
         self.trace.add(node.node_id, "process_started", node.starts)
@@ -211,14 +210,7 @@ class Cluster:
                 store,
                 transport,
                 disk=disk,
-                reader=SimDiskExecutor(
-                    self.loop,
-                    rng,
-                    process,
-                    node.times,
-                    crashed=functools.partial(self._crashed_in_write, node),
-                    workers=2,
-                ),
+                reader=SimDiskExecutor(self.loop, rng, process, node.times, workers=2),
                 rng=rng,
                 logger=cast("structlog.typing.FilteringBoundLogger", _TraceLogger(self.trace, node.node_id)),
             )
@@ -249,6 +241,7 @@ class Cluster:
         self.crashes += 1
         if mid_write and node.disk_executor is not None and node.filesystem is not None:
             node.filesystem.crash_after = self._rng.randrange(12)
+            node.filesystem.on_crash = lambda: None  # this is the crash already
             node.disk_executor.run_into_crash()
         self.trace.add(node.node_id, "power_failure" if loss is not None else "killed")
         self._end(node, process)

@@ -300,12 +300,14 @@ class FaultyFileSystem:
 
     Attributes:
         crash_after: the process ends (`SimulatedCrash`) before the operation after so many more; -1: never.
+        on_crash: called at that moment, to kill the process.
         quiet: the simulator itself looks: nothing is counted and nothing fails.
     """
 
-    def __init__(self, disk: SimDisk, process: Process) -> None:
+    def __init__(self, disk: SimDisk, process: Process, on_crash: Callable[[], None] = lambda: None) -> None:
         self.disk = disk
         self.process = process
+        self.on_crash = on_crash
         self.crash_after = -1
         self.quiet = False
         self.operations = 0
@@ -320,6 +322,7 @@ class FaultyFileSystem:
         self.operations += 1
         if self.crash_after >= 0:
             if self.crash_after == 0:
+                self.on_crash()
                 raise SimulatedCrash
             self.crash_after -= 1
 
@@ -455,10 +458,7 @@ _Job = tuple[Callable[..., Any], tuple[Any, ...], asyncio.Future[Any]]
 
 
 class SimDiskExecutor:
-    """Implements ``DiskExecutor`` on virtual time with ``workers`` imagined threads.
-
-    ``crashed`` is called when a job has ended in `SimulatedCrash`: the process is to be killed.
-    """
+    """Implements ``DiskExecutor`` on virtual time with ``workers`` imagined threads."""
 
     def __init__(
         self,
@@ -467,14 +467,12 @@ class SimDiskExecutor:
         process: Process,
         times: DiskTimes,
         *,
-        crashed: Callable[[], None],
         workers: int = 1,
     ) -> None:
         self._loop = loop
         self._rng = rng
         self._process = process
         self._times = times
-        self._crashed = crashed
         self._idle = workers
         self._queue: deque[_Job] = deque()
         self._begun: list[_Job] = []  # their effects are still to come
@@ -510,8 +508,7 @@ class SimDiskExecutor:
         try:
             result = function(*args)
         except SimulatedCrash:
-            self._crashed()
-            return
+            return  # nobody is left to hear of it
         except Exception as error:
             failure = error
         self._loop.call_at(end, self._finish, future, result, failure, context=self._process.context)

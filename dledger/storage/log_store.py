@@ -109,6 +109,8 @@ class WriteBatch:
     last: LogId | None = None
     """The end of the log as of this batch, if the batch touches the log."""
     checkpoint: Checkpoint | None = None
+    cut_from: int | None = None
+    """Entries from here on were truncated in the view while the batch was being written (see `LogStore.complete`)."""
 
 
 class LogStore:
@@ -148,6 +150,7 @@ class LogStore:
         self._runs = recovered.runs
         self._sessions = recovered.sessions
         self._staged: list[_Operation] = []
+        self._in_flight: WriteBatch | None = None
         self._cache: list[Slice] = []
         self._cache_starts: list[int] = []
         self._cache_bytes = 0
@@ -342,6 +345,9 @@ class LogStore:
         self.last_term = self._runs[-1].term if self._runs else -1
         self._sessions.truncate(from_index)
         self._written_index = min(self._written_index, self.last_index)
+        batch = self._in_flight
+        if batch is not None:
+            batch.cut_from = from_index if batch.cut_from is None else min(batch.cut_from, from_index)
         self._staged.append(_TruncateOp(from_index, self.last_term, end_pos, old_end, old_last))
 
     def save_hard_state(self, state: HardState) -> None:
@@ -437,7 +443,7 @@ class LogStore:
         if not staged:
             return None
         self._staged = []
-        batch = WriteBatch(staged)
+        batch = self._in_flight = WriteBatch(staged)
         for operation in staged:
             if isinstance(operation, HardState):
                 batch.hard_state = operation
@@ -607,12 +613,18 @@ class LogStore:
         checkpoint.save(self._fs, self.directory)
 
     def complete(self, batch: WriteBatch) -> None:
-        """The batch is written: release what it held (view)."""
-        for operation in reversed(batch.operations):
-            if isinstance(operation, Slice):
-                if self._term_at(operation.last_index) == operation.terms[-1].term:
-                    self._written_index = max(self._written_index, min(operation.last_index, self.last_index))
-                break
+        """The batch is written: release what it held (view).
+
+        What has been truncated meanwhile does not count, even if the same entries (index and term) have been appended
+        again since: the disk has yet to take them off and put them back. ``batch.last`` says what does count.
+        """
+        self._in_flight = None
+        if batch.cut_from is not None and batch.last is not None and batch.last.index >= batch.cut_from:
+            before = batch.cut_from - 1
+            term = self._term_at(before)
+            batch.last = LogId(-1 if term is None else term, before)
+        elif batch.last is not None and self._term_at(batch.last.index) == batch.last.term:
+            self._written_index = max(self._written_index, batch.last.index)
         if batch.checkpoint is not None:
             self._checkpointed_pos = batch.checkpoint.end_pos
             self._checkpointed_index = batch.checkpoint.index

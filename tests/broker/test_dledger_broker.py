@@ -243,7 +243,7 @@ async def test_without_a_majority_nothing_is_acknowledged(tmp_path: Path) -> Non
 @pytest.mark.asyncio
 async def test_slow_consumers_are_sent_to_an_id_that_exists(tmp_path: Path) -> None:
     """Upstream answers 1, which in DLedger mode is nobody's when n0 leads (#2157)."""
-    async with group_of_three(tmp_path, slave_read_enable=True, physical_memory_bytes=1) as group:
+    async with group_of_three(tmp_path, slave_read_enable=True, physical_memory_bytes=20_000) as group:
         master = await group.master()
         async with Client(master.address) as client:
             await client.create_topic("T")

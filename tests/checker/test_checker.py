@@ -221,9 +221,9 @@ def test_judges_a_million_operations_in_seconds():
     """Linear time: a million operations, and one stale read among them is found."""
     history, log = _large(910_000, 8)
     assert len(history) > 1_000_000
-    started = time.perf_counter()
+    started = time.process_time()
     verdict = check(history, log)
-    took = time.perf_counter() - started
+    took = time.process_time() - started
     assert verdict.ok, verdict.report()
     assert took < 30, f"{took:.1f} s"  # about 2 s on an idle core; the bound only catches a change of complexity
     history.add_read(Read(3, 500_010.0, 500_011.0, True, 500_001, 500_001, 0, []))

@@ -24,7 +24,7 @@ QUICK = settings(
     derandomize=True,
     database=None,
     deadline=None,
-    max_examples=100,
+    max_examples=50,
     stateful_step_count=60,
     suppress_health_check=list(HealthCheck),
 )

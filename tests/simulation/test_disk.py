@@ -199,7 +199,7 @@ def test_missing_files_are_typed_errors(fs):
 def test_the_executor_takes_virtual_time_in_order(loop):
     """One worker: jobs one by one, each with its result or its error, each some time later."""
     process = loop.process("p")
-    executor = SimDiskExecutor(loop, random.Random(3), process, DiskTimes(), crashed=lambda: None)
+    executor = SimDiskExecutor(loop, random.Random(3), process, DiskTimes())
     seen = []
 
     def fail():
@@ -226,9 +226,8 @@ def test_a_job_that_crashes_is_never_answered(loop, fs):
     """The process is told to be dead; whoever waited waits for ever."""
     crashes = []
     process = fs.process
-    executor = SimDiskExecutor(
-        loop, random.Random(3), process, DiskTimes(), crashed=lambda: crashes.append(loop.kill(process))
-    )
+    executor = SimDiskExecutor(loop, random.Random(3), process, DiskTimes())
+    fs.on_crash = lambda: crashes.append(loop.kill(process))
     fs.crash_after = 0
     process.run(loop.create_task, executor.run(fs.listdir, "/d"))
 

@@ -525,3 +525,15 @@ async def test_pull_statuses_on_a_follower(group: Group) -> None:
     beyond = await slave.get_message("g", "Topic", 0, 50, 32)
     assert (beyond.status, beyond.next_begin_offset) == (GetMessageStatus.OFFSET_OVERFLOW_BADLY, 50)
     assert (await master.get_message("g", "Topic", 0, 50, 32)).next_begin_offset == 0
+
+
+async def test_who_waits_for_the_dispatch_of_a_stopping_node_is_told(alone: Group) -> None:
+    """An error with an unknown outcome, not a cancellation of somebody else's task."""
+    store = await alone.master()
+    waiting = asyncio.ensure_future(store._wait_applied(store.applied_index + 1000))
+    await asyncio.sleep(0)
+    await alone.stop("n0")
+    with pytest.raises(StoppedError) as told:
+        await waiting
+    assert told.value.outcome is Outcome.UNKNOWN
+    assert (await store.put_message(message(0))).status is PutMessageStatus.SERVICE_NOT_AVAILABLE
