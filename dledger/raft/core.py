@@ -531,7 +531,11 @@ class RaftCore:
             caught_up = self.log.term_at(self.stable_index) == self.term
         else:
             told = self._leader_commit_index
-            if self._caught_up_index == NO_INDEX and told <= self._verified_index and self.log.term_at(told) == self.term:
+            if (
+                self._caught_up_index == NO_INDEX
+                and told <= self._verified_index
+                and self.log.term_at(told) == self.term
+            ):
                 self._caught_up_index = told
             caught_up = NO_INDEX < self._caught_up_index <= self.stable_index
         if caught_up:

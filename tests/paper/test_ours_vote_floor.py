@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -13,9 +14,10 @@ from dledger.raft.messages import (
     HeartbeatResponse,
     LogId,
     RequestVoteResponse,
+    Role,
     TimeoutNow,
 )
-from tests.raft.harness import OPTIONS, World, append, heartbeat, make_candidate, make_pre_candidate, vote_request
+from tests.raft.harness import OPTIONS, World, append, heartbeat, make_candidate, make_pre_candidate, vote, vote_request
 
 WIPED = HardState(vote_floor=UNKNOWN_FLOOR)
 
@@ -144,6 +146,19 @@ def test_the_own_vote_is_provisional_too() -> None:
     assert node.core.term == 2  # all three agree
 
 
+def test_the_own_vote_is_provisional_in_the_campaign_too() -> None:
+    """Everybody granted the poll, one has fallen silent since: two of three, one of them unsure, elect nobody."""
+    world = world_of({"n0": [1]}, {"n0": LogId(1, 7)})
+    node = make_pre_candidate(world)
+    for voter in ("n1", "n2"):
+        node.step(vote(voter, 2, pre_vote=True))
+    assert node.core.role is Role.CANDIDATE
+    node.step(vote("n1", 2))
+    assert not node.core.is_leader
+    node.step(vote("n2", 2))
+    assert node.core.is_leader
+
+
 def test_a_node_behind_its_floor_is_no_transferee() -> None:
     """It does not campaign at a leader's word: the others' votes could not repair what it lost."""
     world = world_of({"n0": [1]}, {"n0": LogId(1, 7)})
@@ -156,28 +171,66 @@ def test_a_node_behind_its_floor_is_no_transferee() -> None:
 # ---------------------------------------------------------------------- how the floor goes
 
 
-def test_the_floor_goes_with_an_entry_of_a_live_leaders_term() -> None:
-    """Only that proves that all that was committed is here: entries of older terms and heartbeats do not."""
+def test_the_floor_goes_when_all_that_a_live_leader_calls_committed_is_here() -> None:
+    """Not before: neither entries of older terms, nor entries of the leader's own term that are not the last, prove it."""
     world = World(hard_states={"n0": WIPED})
     node = world["n0"]
-    node.step(heartbeat("n1", 3))
-    assert node.core.votes_provisionally
-    node.step(append("n1", 3, (-1, -1), [1, 1, 2]))
-    assert node.core.votes_provisionally
+    node.step(heartbeat("n1", 3, commit=9))
+    node.step(append("n1", 3, (-1, -1), [1, 1, 2], commit=9))
+    node.step(append("n1", 3, (2, 2), [3, 3], commit=9))
+    assert node.core.commit_index == 4
+    assert node.core.votes_provisionally  # it may have acknowledged 5 to 9 in this very term
     assert node.disk_hard_state.vote_floor == UNKNOWN_FLOOR
-    node.step(append("n1", 3, (2, 2), [3]))
+    node.step(append("n1", 3, (4, 3), [3] * 5, commit=9))
     assert not node.core.votes_provisionally
     assert node.disk_hard_state == HardState(3)
     assert "vote_floor_cleared" in world.transcript()
 
 
-def test_the_floor_goes_only_once_the_entry_is_durable() -> None:
+def test_a_leader_that_is_not_ready_clears_no_floor() -> None:
+    """Until an entry of its own term is committed, a leader may not know all that is (T§6.4)."""
+    world = World(hard_states={"n0": WIPED})
+    node = world["n0"]
+    node.step(heartbeat("n1", 3))
+    node.step(append("n1", 3, (-1, -1), [1, 1, 2, 3], commit=1))
+    assert node.core.votes_provisionally
+    node.step(heartbeat("n1", 3, commit=3))
+    assert not node.core.votes_provisionally
+
+
+def test_the_floor_goes_under_load() -> None:
+    """The leader's commit index runs ahead of this node's disk all the time: to have caught up once is enough."""
+    world = World(hard_states={"n0": WIPED})
+    node = world["n0"]
+    node.step(heartbeat("n1", 3))
+    node.auto_persist = False
+    node.step(append("n1", 3, (-1, -1), [3, 3], commit=1))
+    node.start_write()
+    node.step(append("n1", 3, (1, 3), [3, 3], commit=3))
+    node.finish_write()
+    node.pump()
+    assert node.core.stable_index == 1
+    assert not node.core.votes_provisionally
+
+
+def test_the_floor_goes_under_the_next_leader_too() -> None:
+    """What one leader told is not taken for the next one's word, and does not stand in its way."""
+    world = World(hard_states={"n0": WIPED})
+    node = world["n0"]
+    node.step(heartbeat("n1", 3, commit=9))
+    node.step(append("n1", 3, (-1, -1), [3, 3], commit=9))
+    make_candidate(world)
+    node.step(append("n2", 4, (1, 3), [4], commit=2))
+    assert not node.core.votes_provisionally
+
+
+def test_the_floor_goes_only_once_the_entries_are_durable() -> None:
     """What a power failure could take again proves nothing."""
     world = World(hard_states={"n0": WIPED})
     node = world["n0"]
     node.step(heartbeat("n1", 3))
     node.auto_persist = False
-    node.step(append("n1", 3, (-1, -1), [3]))
+    node.step(append("n1", 3, (-1, -1), [3], commit=0))
     assert node.core.votes_provisionally
     node.settle()
     assert not node.core.votes_provisionally
@@ -186,12 +239,35 @@ def test_the_floor_goes_only_once_the_entry_is_durable() -> None:
     assert node.disk_hard_state.vote_floor is None
 
 
-def test_a_leaders_floor_goes_with_its_first_entry() -> None:
-    """A leader that all voted for has everything that survived."""
-    world = World(hard_states={f"n{at}": WIPED for at in range(3)})
+def test_a_wiped_node_half_filled_does_not_elect_a_lagging_one() -> None:
+    """n0 leads term 1, n2 has all, n1 lags. n2 is wiped and half filled when n0 dies: nobody may lead until it is back."""
+    world = World()
     leader = world.elect("n0")
-    assert leader.disk_hard_state == HardState(1, "n0")
-    assert leader.core.commit_index == 0
+    world.advance(10)
+    world["n1"].auto_persist = False  # its disk hangs
+    world.isolate("n1")
+    leader.propose(40)
+    world.deliver()
+    assert leader.core.commit_index == 40
+    world["n2"].crash()
+    world["n2"].wipe()
+    world["n2"].restart()
+    # The first slices arrive, the rest does not.
+    for state in (append("n0", 1, (-1, -1), [], commit=40), heartbeat("n0", 1, commit=40)):
+        world["n2"].step(state)
+    world.wire.clear()
+    world["n2"].step(replace(append("n0", 1, (-1, -1), [1] * 5, commit=40), payload=tuple(leader.log[:5])))
+    world.wire.clear()
+    leader.crash()
+    world.heal()
+    world["n1"].auto_persist = True
+    world["n1"].settle()
+    world.advance(20_000)
+    assert world.leader is None
+    leader.restart()
+    world.advance(5000)
+    assert world.leader is leader
+    assert [node.log[:41] for node in world.nodes.values()] == [leader.log[:41]] * 3
 
 
 def test_clearing_keeps_term_and_vote() -> None:
@@ -199,7 +275,7 @@ def test_clearing_keeps_term_and_vote() -> None:
     world = World(hard_states={"n0": WIPED})
     node = world["n0"]
     node.step(vote_request("n1", 3, (4, 2)))
-    node.step(append("n1", 3, (-1, -1), [1, 1, 2, 2, 2, 3]))
+    node.step(append("n1", 3, (-1, -1), [1, 1, 2, 2, 2, 3], commit=5))
     assert node.disk_hard_state == HardState(3, "n1")
 
 
@@ -209,11 +285,19 @@ def test_acknowledgements_wait_for_the_cleared_floor_without_being_lost() -> Non
     node = world["n0"]
     node.step(heartbeat("n1", 3))
     node.auto_persist = False
-    node.step(append("n1", 3, (-1, -1), [3]))
+    node.step(append("n1", 3, (-1, -1), [3], commit=0))
     assert world.sent_by("n0", node.settle) == []
     sent = world.sent_by("n0", node.settle)
     assert AppendEntriesResponse("n0", 3, True, 0, 0) in sent
     assert isinstance(world.step("n0", heartbeat("n1", 3))[0], HeartbeatResponse)
+
+
+def test_a_leaders_floor_goes_with_its_first_entry() -> None:
+    """A leader that all voted for has everything that survived."""
+    world = World(hard_states={f"n{at}": WIPED for at in range(3)})
+    leader = world.elect("n0")
+    assert leader.disk_hard_state == HardState(1, "n0")
+    assert leader.core.commit_index == 0
 
 
 def test_a_known_floor_goes_by_itself_when_the_log_reaches_it() -> None:

@@ -14,6 +14,7 @@ from dledger.raft.messages import (
     Role,
     TimeoutNow,
 )
+from dledger.raft.ready import RoleChange
 from tests.raft.harness import (
     Node,
     World,
@@ -152,6 +153,35 @@ def test_a_leader_of_an_old_term_steps_down_when_told() -> None:
     world.deliver()
     assert old.core.role is Role.FOLLOWER
     assert old.core.term == new.core.term
+
+
+def test_each_change_of_role_leader_or_term_is_told_once() -> None:
+    """What the driver tells its handlers: role, term and leader, each time one of them changes, and only then."""
+    world = World(hard_states={"n0": HardState(4)})
+    node = world["n0"]
+    for message in (
+        heartbeat("n1", 4),
+        heartbeat("n1", 4),
+        vote_request("n2", 4),
+        append("n1", 4, (-1, -1), [4]),
+        accepted("n2", 6, 0),
+        ReadIndexResponse("n2", 7, 1, 1),
+        heartbeat("n2", 7),
+    ):
+        node.step(message)
+    world.wire.clear()
+    make_leader(world)
+    node.step(heartbeat("n1", 9))
+    assert node.role_changes == [
+        RoleChange(Role.FOLLOWER, 4, "n1"),
+        RoleChange(Role.FOLLOWER, 6, None),
+        RoleChange(Role.FOLLOWER, 7, None),
+        RoleChange(Role.FOLLOWER, 7, "n2"),
+        RoleChange(Role.PRE_CANDIDATE, 7, None),
+        RoleChange(Role.CANDIDATE, 8, None),
+        RoleChange(Role.LEADER, 8, "n0"),
+        RoleChange(Role.FOLLOWER, 9, "n1"),
+    ]
 
 
 def test_strangers_are_ignored() -> None:

@@ -133,7 +133,7 @@ def test_heartbeats_carry_the_commit(told: int, expected: int) -> None:
     (answer,) = world.step("n0", heartbeat("n1", 2, commit=told))
     assert node.core.commit_index == expected
     assert isinstance(answer, HeartbeatResponse)
-    assert (answer.match_index, answer.last_index) == (3, 5)
+    assert (answer.match_index, answer.last_index) == (3, 3)  # what stands at 4 and 5 is not this leader's
 
 
 def test_heartbeats_before_any_entry_commit_nothing() -> None:
@@ -419,6 +419,23 @@ def test_a_lost_answer_is_found_by_the_heartbeat() -> None:
     assert not [line for line in world.lines if "AppendEntries t1" in line]
 
 
+def test_an_old_tail_does_not_hide_a_lost_append() -> None:
+    """A follower whose log is longer than what was sent: what was lost is found all the same, however full the window."""
+    options = replace(OPTIONS, max_inflight_count=2, max_append_bytes=100)
+    tail = [1] * 3 + [2] * 50
+    world = World(
+        options=options, logs={"n0": [1, 1, 1, 3], "n1": tail}, hard_states={f"n{at}": HardState(3) for at in range(3)}
+    )
+    leader = make_leader(world)
+    leader.step(accepted("n1", 4, 2, 52))  # equal up to 2; entries 3 to 52 of the follower are old
+    leader.propose(20)
+    world.take(AppendEntries)  # all that the window holds is lost
+    world["n1"].step(heartbeat("n0", 4))
+    world.deliver()
+    world.advance(1000)
+    assert world["n1"].log == leader.log
+
+
 @pytest.mark.parametrize("lost", ["probe", "answer"])
 def test_a_lost_probe_is_repeated(lost: str) -> None:
     """The first message of a leader, or its answer, may be lost as well."""
@@ -479,6 +496,17 @@ def test_a_late_refusal_does_not_lower_what_is_known() -> None:
     progress = node.core.progress["n1"]
     world.step("n0", AppendEntriesResponse("n1", 1, False, -1, 0, rejected_index=2, conflict_index=1))
     assert (progress.match_index, progress.next_index) == (4, 5)
+
+
+def test_a_late_refusal_during_a_search_does_not_either() -> None:
+    """Nor where it refuses just what is probed: a follower that still has its log has lost nothing."""
+    world, node = _replicating()
+    node.propose(4)
+    node.step(accepted("n1", 1, 4))
+    node.peer_unreachable("n1")
+    world.step("n0", AppendEntriesResponse("n1", 1, False, -1, 9, rejected_index=4, conflict_index=4))
+    assert node.core.progress["n1"].match_index == 4
+    assert "peer_lost_entries" not in world.transcript()
 
 
 def test_a_follower_that_lost_its_log_is_filled_again() -> None:
@@ -560,6 +588,26 @@ def test_a_fetch_for_an_older_place_or_term_is_dropped() -> None:
     other = next(request for request in node.fetches if request.peer == "n2")
     node.step(heartbeat("n2", 2))
     assert node.core.entries_fetched(other, 1, 100, world.now) is None
+
+
+def test_a_fetch_of_an_earlier_leadership_is_dropped() -> None:
+    """The bytes were read before another leader replaced them; the place is asked for again in this term."""
+    world, node = _replicating()
+    node.step(accepted("n1", 1, 0))
+    node.auto_fetch = False
+    node.propose()
+    old = next(request for request in node.fetches if request.peer == "n1")
+    node.step(append("n2", 2, (0, 1), [2]))
+    node.fetches.clear()
+    world.advance(1)
+    node = make_leader(world)
+    node.fetches.clear()
+    node.core.entries_fetched(replace(old, first_index=2, last_index=1, term=3), 1, 0, world.now)
+    node.step(AppendEntriesResponse("n1", 3, False, -1, 0, rejected_index=1, conflict_index=1))
+    (new,) = [request for request in node.fetches if request.peer == "n1"]
+    assert (new.first_index, new.term) == (old.first_index, 3)
+    assert node.core.entries_fetched(old, 1, 100, world.now) is None
+    assert node.core.entries_fetched(new, 0, 0, world.now) is not None
 
 
 def test_two_leaders_in_one_term_stop_the_node() -> None:

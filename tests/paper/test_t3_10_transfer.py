@@ -258,6 +258,23 @@ def test_a_preferred_node_that_is_down_or_behind_is_waited_for() -> None:
     assert world.leader is world["n2"]
 
 
+def test_a_preferred_node_with_a_slow_disk_is_waited_for() -> None:
+    """It answers, and its log is far behind: no hand-over until it has caught up."""
+    world = World(options=replace(OPTIONS, preferred_leader_ids=("n2",), max_transfer_lag=5))
+    world.elect("n0")
+    world.advance(10)
+    world["n2"].auto_persist = False
+    world["n0"].propose(6)
+    world.deliver()
+    world.advance(3000)
+    assert world.leader is world["n0"]
+    assert "prefers_another_leader" not in world.transcript()
+    world["n2"].auto_persist = True
+    world["n2"].settle()
+    world.advance(1100)
+    assert world.leader is world["n2"]
+
+
 def test_two_preferred_nodes_do_not_play_ball() -> None:
     """One preferred node does not hand over to another."""
     world = World(options=replace(OPTIONS, preferred_leader_ids=("n1", "n2")))

@@ -35,6 +35,19 @@ def test_no_read_before_an_entry_of_the_own_term_is_committed() -> None:
     assert node.reads == {1: 2}
 
 
+def test_what_was_committed_in_earlier_terms_is_not_enough() -> None:
+    """T§6.4, step 1: a commit index from an earlier life or leader may be behind what was acknowledged."""
+    world = World(logs={"n0": [1, 1, 1]})
+    world["n0"].restart(commit_index=1)
+    node = make_leader(world)
+    assert pick(world.sent_by("n0", lambda: node.read(1)), Heartbeat) == []
+    assert not node.core.is_leader_ready
+    node.step(accepted("n1", 2, 3))
+    assert node.core.is_leader_ready
+    node.step(beat_answer("n1", 2, round_=1, match=3))
+    assert node.reads == {1: 3}
+
+
 def test_the_read_index_is_the_commit_index_at_the_request() -> None:
     """T§6.4, step 2: what is committed later need not be waited for."""
     _world, node = ready_leader()

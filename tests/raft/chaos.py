@@ -244,6 +244,9 @@ class Chaos:
         if self.weather.wipe and self.random.random() < 0.5 and self._may_wipe(node):
             node.wipe()
             self.checker.wiped(node)
+            # A process that starts on an empty folder hears nothing that was sent to, and says nothing of, its former life.
+            self.world.take(sender=node.node_id)
+            self.world.take(peer=node.node_id)
 
     def _may_wipe(self, node: Node) -> bool:
         """One good copy of everything must survive: no other node without a good log, and this not the last holder."""

@@ -34,7 +34,7 @@ from dledger.raft.messages import (
     TimeoutNow,
 )
 from dledger.raft.quorum import Configuration
-from dledger.raft.ready import AppendNoop, AppendReceived, Ready, SendEntries, Truncate
+from dledger.raft.ready import AppendNoop, AppendReceived, Ready, RoleChange, SendEntries, Truncate
 
 M = TypeVar("M", bound=Message)
 
@@ -110,6 +110,7 @@ class Node:
         self.auto_persist = True
         self.auto_fetch = True
         self.reads: dict[int, int | None] = {}
+        self.role_changes: list[RoleChange] = []
         self.leader_ready = False
         self.alive = True
         self.core = self._make(NO_INDEX)
@@ -229,6 +230,8 @@ class Node:
         for read in ready.reads:
             self.reads[read.request_id] = read.read_index
             self.world.read_finished(self, read.request_id, read.read_index)
+        if ready.role_change is not None:
+            self.role_changes.append(ready.role_change)
         self.leader_ready = self.leader_ready or ready.leader_ready
 
     def _take(self, operation: Truncate | AppendReceived | AppendNoop) -> None:
