@@ -48,6 +48,8 @@ _VIP_PORT_OFFSET: Final = 2
 _EXPIRE_CHECK_S: Final = 10.0
 _SAMPLE_S: Final = 1.0
 _HAND_OVER_S: Final = 2.0
+_CONNECT_TIMEOUT_MS: Final = 1000
+_LOG_STOPPED: Final = "stopped"
 
 _UNSUPPORTED: Final[dict[int, str]] = {
     int(RequestCode.END_TRANSACTION): "transactions are not supported by this broker",
@@ -126,9 +128,10 @@ class Broker:
             max_inflight_count=config.send_queue_capacity,
             on_close=self._connection_closed,
         )
-        self._client = RemotingClient()
+        self._client = RemotingClient(connect_timeout_ms=_CONNECT_TIMEOUT_MS)
         self._tasks: list[asyncio.Task[None]] = []
         self._started = False
+        self._store_opened = False
         self._stopping = False
         self._log = structlog.get_logger().bind(component="broker", broker_name=config.broker_name)
         self.failure: asyncio.Future[BaseException] | None = None
@@ -152,6 +155,7 @@ class Broker:
         self.port = await self._server.bind(self.config.bind_host or None, self.config.listen_port)
         self.address = format_address(self._host, self.port)
         self.store = self._open_store(self.config, (_numeric(self._host), self.port))
+        self._store_opened = True
         self._assemble()
         await self.store.start()
         self._started = True
@@ -265,6 +269,8 @@ class Broker:
         if not self._started:
             await self._server.stop(0)
             await self._client.close()
+            if self._store_opened:
+                await self.store.stop()
             return
         await self.delay.stop()
         if not self.roles.is_dledger or self.roles.is_master:
@@ -353,6 +359,16 @@ class Broker:
         while True:
             await asyncio.sleep(_SAMPLE_S)
             self.context.stats.sample()
+            self._watch_log()
+
+    def _watch_log(self) -> None:
+        """A log that has stopped by itself (a failed disk) ends the broker: it could never be anything again."""
+        status = self.store.dledger_status()
+        failure = self.failure
+        if status is None or status.note != _LOG_STOPPED or self._stopping or failure is None or failure.done():
+            return
+        self._log.critical("log_stopped", node_id=status.node_id)
+        failure.set_result(UnexpectedArgumentError("the replicated log has stopped; its own event says why"))
 
     # ------------------------------------------------------------------ the table of codes
 

@@ -30,6 +30,8 @@ _CODES: Final = {
 }
 _EMPTY: Final = frozenset({GetMessageStatus.NO_MATCHED_LOGIC_QUEUE, GetMessageStatus.NO_MESSAGE_IN_QUEUE})
 _MAX_SUSPEND_MS: Final = 60_000
+_MAX_HELD: Final = 100_000
+"""Pulls held at once; past it a pull that finds nothing is told so at once."""
 
 
 class PullProcessor:
@@ -233,7 +235,7 @@ class PullProcessor:
             if not self._ctx.config.long_polling_enable:
                 suspend_ms = self._ctx.config.short_polling_time_ms
             deadline = loop.time() + suspend_ms / 1000
-        if deadline <= loop.time() or connection.is_closed:
+        if deadline <= loop.time() or connection.is_closed or self.hold.count >= _MAX_HELD:
             return False
         held = HeldPull(
             request,

@@ -26,6 +26,8 @@ MASTER_STATE: Final = "brokerMaster"
 
 UNKNOWN_BROKER_ID: Final = -1
 _MASTER_KEY: Final = "master"
+_LEADER: Final = "leader"
+_RETRY_S: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,23 +172,37 @@ class DLedgerRoleChangeHandler:
         started = time.monotonic()
         watch = asyncio.get_running_loop().create_task(self._watch(term, started))
         try:
-            await self._store.wait_dispatched()
-            self._store.set_role(BrokerRole.SYNC_MASTER)
-            record = MasterRecord(self._address(), self._node_id, term)
-            await self._store.put_state(MASTER_STATE, _MASTER_KEY, record.to_state())
-        except DLedgerError as error:
-            # Leadership went while we were at it; the event that says so is on its way.
-            self._store.set_role(BrokerRole.SLAVE)
-            self._log.info("promotion_given_up", term=term, error=str(error))
-            return
-        except asyncio.CancelledError:
-            self._store.set_role(BrokerRole.SLAVE)
-            raise
+            while not await self._try_promotion(term):
+                await asyncio.sleep(_RETRY_S)
+                if not self._still_leads(term):
+                    self._log.info("promotion_given_up", term=term)
+                    return
         finally:
             watch.cancel()
         self._state.change(is_master=True, broker_id=0, term=term)
         self._target.master_begins()
         self._log.info("became_master", term=term, took_ms=int((time.monotonic() - started) * 1000))
+
+    async def _try_promotion(self, term: int) -> bool:
+        """Catch up, take the store, tell the others; False where the log would not take it now."""
+        try:
+            await self._store.wait_dispatched()
+            self._store.set_role(BrokerRole.SYNC_MASTER)
+            record = MasterRecord(self._address(), self._node_id, term)
+            await self._store.put_state(MASTER_STATE, _MASTER_KEY, record.to_state())
+        except DLedgerError as error:
+            self._store.set_role(BrokerRole.SLAVE)
+            self._log.info("promotion_held_up", term=term, error=str(error))
+            return False
+        except asyncio.CancelledError:
+            self._store.set_role(BrokerRole.SLAVE)
+            raise
+        return True
+
+    def _still_leads(self, term: int) -> bool:
+        """Whether this node leads in ``term``: a slow majority is waited for, a lost lead is not (upstream's #1830)."""
+        status = self._store.dledger_status()
+        return status is not None and status.role == _LEADER and status.term == term
 
     async def _watch(self, term: int, started: float) -> None:
         """Say why a promotion takes long, again and again until it is through."""

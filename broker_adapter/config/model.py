@@ -253,15 +253,6 @@ class BrokerConfig:
         default=True,
         metadata=_row("notifyConsumerIdsChangedEnable", "Tell a group's consumers when one comes or goes."),
     )
-    wait_in_send_queue_ms: int = field(
-        default=200,
-        metadata=_row(
-            "waitTimeMillsInSendQueue",
-            "A send that could not be handed to the store for so long is SYSTEM_BUSY.",
-            minimum=1,
-            unit="ms",
-        ),
-    )
     send_queue_capacity: int = field(
         default=10_000,
         metadata=_row("sendThreadPoolQueueCapacity", "Requests being handled at once; past it SYSTEM_BUSY.", minimum=1),
@@ -302,9 +293,6 @@ class BrokerConfig:
     )
     region_id: str = field(default="DefaultRegion", metadata=_row("regionId", "Told to producers."))
     trace_on: bool = field(default=True, metadata=_row("traceOn", "Told to producers."))
-    reject_transaction_message: bool = field(
-        default=False, metadata=_row("rejectTransactionMessage", "Transactions are refused either way (code 3).")
-    )
     promotion_wait_ms: int = field(
         default=10_000,
         metadata=_row(

@@ -25,6 +25,9 @@ _FLOWS: Final = {Way.HELD: Flow.HELD, Way.LOST: Flow.LOST, Way.REFUSED: Flow.REF
 _BACK_S: Final = 20.0
 """A restarted node that does not answer after so long is a finding."""
 
+_STOP_S: Final = 5.0
+"""A node that still runs so long after a failed sync is a finding (a loaded machine is given time)."""
+
 _LEADER_WAIT_S: Final = 1.5
 _POLL_S: Final = 0.02
 _SHORT_WRITE_BYTES: Final = 4096
@@ -296,13 +299,22 @@ class Injector:
             self._end(span)
 
     async def _wait_end(self, node_id: str, limit_s: float) -> None:
+        """Wait until the node has met the failure and stopped; one that goes on with a failed disk is a problem."""
         group, began = self._own(), self._clock()
-        while group.node(node_id).pid is not None and self._clock() - began < limit_s:  # noqa: ASYNC110 - a process
+        disk, node = group.disks[node_id], group.node(node_id)
+        before = disk.failed_syncs
+        while disk.failed_syncs == before and self._clock() - began < limit_s:  # noqa: ASYNC110 - a process
             await asyncio.sleep(_POLL_S)
-        if group.node(node_id).pid is None:
-            self.say(f"{node_id} stopped by itself after {(self._clock() - began) * 1000:.0f} ms")
+        if disk.failed_syncs == before:
+            self.say(f"{node_id} synced nothing in {limit_s:.1f} s, so its disk's failure was not met")
+            return
+        failed = self._clock()
+        while node.pid is not None and self._clock() - failed < _STOP_S:  # noqa: ASYNC110 - a process
+            await asyncio.sleep(_POLL_S)
+        if node.pid is None:
+            self.say(f"{node_id} stopped by itself {(self._clock() - failed) * 1000:.0f} ms after its failed sync")
         else:
-            self.say(f"{node_id} wrote nothing in {limit_s:.1f} s, so its disk's failure was not met")
+            self._record.meta.setdefault("problems", []).append(f"{node_id} runs on {_STOP_S:g} s after a failed sync")
 
     # ---------------------------------------------------------------- clients
 

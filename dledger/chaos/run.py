@@ -6,6 +6,7 @@ import asyncio
 import bisect
 import contextlib
 import itertools
+import os
 import platform
 import random
 import secrets
@@ -13,6 +14,7 @@ import signal
 import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -387,7 +389,8 @@ def _describe(options: ChaosOptions, prefix: str) -> dict[str, Any]:
         "fsync": "fsync on" if flush == "SYNC_FLUSH" else "fsync OFF (ASYNC_FLUSH)",
         "version": VERSION,
         "python": platform.python_version(),
-        "machine": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "grpcio": metadata.version("grpcio"),
+        "machine": f"{platform.system()} {platform.release()} {platform.machine()}, {os.cpu_count()} cores",
         "began": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
     }
 

@@ -40,7 +40,16 @@ from dledger.errors import (
     UnavailableError,
 )
 from dledger.raft.core import CoreOptions, RaftCore
-from dledger.raft.messages import AppendEntries, EntryType, InvariantError, Message, NodeId, Role, invariant
+from dledger.raft.messages import (
+    AppendEntries,
+    EntryType,
+    HeartbeatResponse,
+    InvariantError,
+    Message,
+    NodeId,
+    Role,
+    invariant,
+)
 from dledger.raft.quorum import Configuration
 from dledger.raft.ready import (
     AppendNoop,
@@ -313,7 +322,7 @@ class Driver:
         for request in ready.replicate:
             self._send_entries(request)
         for peer, message in ready.messages_after_persist:
-            self._after_persist.append((self.disk.staged, peer, message))
+            self._send_after_persist(peer, message)
         if ready.role_change is not None:
             self._role_changed(ready.role_change)
         self._committed(ready.commit_index)
@@ -321,6 +330,19 @@ class Driver:
             self._roles.leader_ready(self.core.term)
         for read in ready.reads:
             self._reads.finish(read.request_id, read.read_index)
+
+    def _send_after_persist(self, peer: NodeId, message: Message) -> None:
+        """Queue a message until what is staged now is durable.
+
+        On a full disk that may take hours, so a heartbeat's answer replaces the one before: it says all that the older
+        one did. Told one after another in the end, they would make the leader begin again for each.
+        """
+        if isinstance(message, HeartbeatResponse):
+            queue = self._after_persist
+            old = [item for item in queue if item[1] == peer and isinstance(item[2], HeartbeatResponse)]
+            for item in old:
+                queue.remove(item)
+        self._after_persist.append((self.disk.staged, peer, message))
 
     def _stage(self, operation: LogOperation) -> None:
         if isinstance(operation, Truncate):

@@ -153,6 +153,49 @@ class Faults:
     def _pause_leader(self) -> bool:
         return self._hold(self._cluster.leader)
 
+    # --- leaders, in ways that set one log against another ---
+
+    def _usurp(self) -> bool:
+        """Cut the leader off until another leads, then kill that one: the old one's longer log meets newer terms."""
+        old = self._cluster.leader
+        if old is None:
+            return False
+        links = self._between([old.node_id], list(self._cluster.nodes))
+        self._note("usurp", old.node_id)
+        for source, target in links:
+            self._cluster.network.cut(source, target)
+
+        def heal() -> None:
+            for source, target in links:
+                self._cluster.network.heal(source, target)
+            leader = self._cluster.leader
+            if leader is not None and leader is not old:
+                self._crash(leader, None)
+
+        timeout_s = old.config.election_timeout_ms / 1000
+        self._cluster.later(self._rng.uniform(0.5, 3.5) * timeout_s, self._undo, heal)
+        return True
+
+    def _orphan(self) -> bool:
+        """Let the leader reach one follower only (or none), for a moment, then kill it: entries on few disks."""
+        leader = self._cluster.leader
+        if leader is None:
+            return False
+        others = [node for node in self._cluster.nodes if node != leader.node_id]
+        kept = self._rng.choice([*others, ""])
+        links = [(leader.node_id, other) for other in others if other != kept]
+        self._note("orphan", leader.node_id, kept)
+        for source, target in links:
+            self._cluster.network.cut(source, target)
+
+        def kill() -> None:
+            self._crash(leader, None)
+            for source, target in links:
+                self._cluster.network.heal(source, target)
+
+        self._cluster.later(self._rng.uniform(0.01, 0.4), self._undo, kill)
+        return True
+
     # --- network ---
 
     def _cut(self, links: list[tuple[NodeId, NodeId]]) -> None:
@@ -286,12 +329,12 @@ class Faults:
 
     def _bit_flip(self) -> bool:
         node = self._frail()
-        return node is not None and node.disk.flip_bit(lambda _path: True)
+        return node is not None and self._cluster.may_wipe(node) and node.disk.flip_bit(lambda _path: True)
 
     def _silent(self, how: str) -> bool:
         """One data write goes wrong unseen. One only, or no trace of it might be left to tell by."""
         node = self._frail()
-        if node is None or node.disk.silent:
+        if node is None or node.disk.silent or not self._cluster.may_wipe(node):
             return False
         folder = f"{node.directory}/data/"
         node.disk.silent_file = lambda path: path.startswith(folder)

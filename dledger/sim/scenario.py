@@ -29,6 +29,8 @@ FAULTS: dict[str, float] = {
     "rolling_restart": 0.3,
     "pause": 2.0,
     "pause_leader": 2.0,
+    "usurp": 2.0,
+    "orphan": 2.0,
     "isolate": 2.0,
     "isolate_leader": 2.0,
     "split": 1.0,
@@ -46,7 +48,7 @@ FAULTS: dict[str, float] = {
     "bit_flip": 0.7,
     "silent_drop": 0.5,
     "misdirect": 0.5,
-    "wipe": 0.5,
+    "wipe": 1.0,
     "wall_clock": 0.5,
 }
 """Kind of fault → how often it comes, relative to the others."""

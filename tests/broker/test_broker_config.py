@@ -59,7 +59,7 @@ def test_every_key_is_upstreams_or_declared_ours() -> None:
         "maxMessageSize", "messageDelayLevel", "maxHashSlotNum", "maxIndexNum", "messageIndexEnable",
         "mappedFileSizeCommitLog", "mappedFileSizeConsumeQueue", "autoCreateTopicEnable",
         "autoCreateSubscriptionGroup", "defaultTopicQueueNums", "registerNameServerPeriod",
-        "waitTimeMillsInSendQueue", "flushConsumerOffsetInterval", "defaultQueryMaxNum", "rejectTransactionMessage",
+        "flushConsumerOffsetInterval", "defaultQueryMaxNum",
     }, unknown  # fmt: skip
     assert len({name for key in KEYS for name in key.names}) == sum(len(key.names) for key in KEYS)
 

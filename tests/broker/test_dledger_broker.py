@@ -104,7 +104,7 @@ async def test_sends_reads_and_small_state_at_every_node(tmp_path: Path) -> None
                 assert broker.topics.get("T") is not None
                 # A slave's answer is the master's, so it is never behind.
                 assert await client.committed("T", 0) == 15
-                await eventually(lambda b=broker: b.offsets.query("T", "CG", 0) == 15)  # type: ignore[misc]
+                await eventually(lambda b=broker: b.offsets.query("T", "CG", 0) == 15)
 
 
 @pytest.mark.asyncio

@@ -306,7 +306,7 @@ async def test_many_held_pulls_lose_no_message(tmp_path: Path) -> None:
 async def test_heartbeats_lists_and_notifications(tmp_path: Path) -> None:
     async with started(tmp_path) as setup, Client(setup.client.address, "client-2") as second:
         told: list[str] = []
-        setup.client.remoting.handlers[40] = lambda request, _: told.append(request.text("consumerGroup"))  # type: ignore[func-returns-value]
+        setup.client.remoting.handlers[40] = lambda request, _: told.append(request.text("consumerGroup"))
         assert (await setup.client.heartbeat("G")).code == 0
         await eventually(lambda: told == ["G"])
         listed = await setup.client.ask(RequestCode.GET_CONSUMER_LIST_BY_GROUP, {"consumerGroup": "G"})
@@ -557,7 +557,7 @@ async def test_reset_by_time_moves_the_group_and_tells_its_consumers(tmp_path: P
     async with started(tmp_path) as setup:
         client = setup.client
         told: list[RemotingCommand] = []
-        client.remoting.handlers[220] = lambda request, _: told.append(request)  # type: ignore[func-returns-value]
+        client.remoting.handlers[220] = lambda request, _: told.append(request)
         await client.create_topic("T")
         for number in range(4):
             await client.send("T", b"%d" % number)
@@ -582,10 +582,10 @@ async def test_the_broker_registers_its_topics_at_once_and_leaves_at_once(tmp_pa
     async with name_server() as first, name_server() as second:
         async with running(local_config(tmp_path, first, second)) as broker, Client(broker.address) as client:
             for server in (first, second):
-                await eventually(lambda s=server: s.routes.route("TBW102"))  # type: ignore[misc]
+                await eventually(lambda s=server: s.routes.route("TBW102"))
             await client.create_topic("T", 2)
             for server in (first, second):
-                await eventually(lambda s=server: s.routes.route("T"))  # type: ignore[misc]
+                await eventually(lambda s=server: s.routes.route("T"))
                 assert server.routes.brokers["b"].addresses == {0: broker.address}
         assert first.routes.brokers == {}
         assert second.routes.brokers == {}

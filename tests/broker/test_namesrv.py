@@ -150,7 +150,7 @@ def test_two_broker_names_share_a_topic() -> None:
     table.register(registration("x:1", 0, broker_name="b2"), "x", 0)
     route = table.route("T")
     assert route is not None
-    assert [data["brokerName"] for data in route["brokerDatas"]] == ["b", "b2"]  # type: ignore[attr-defined, index]
+    assert [data["brokerName"] for data in route["brokerDatas"]] == ["b", "b2"]  # type: ignore[attr-defined]
     table.delete_topic("T", ["b"])
     assert list(table.topics["T"]) == ["b2"]
     table.delete_topic("T")

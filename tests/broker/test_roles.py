@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,6 +24,8 @@ class FakeStore:
         self.dispatched = asyncio.Event()
         self.states: list[tuple[str, str, Any]] = []
         self.refuse_state = False
+        self.refusals = 0
+        self.term = 3
         self.calls: list[str] = []
 
     async def wait_dispatched(self) -> None:
@@ -35,8 +38,12 @@ class FakeStore:
 
     async def put_state(self, kind: str, key: str, value: object) -> None:
         if self.refuse_state:
+            self.refusals += 1
             raise NotLeaderError("no leader any more")
         self.states.append((kind, key, value))
+
+    def dledger_status(self) -> SimpleNamespace:
+        return SimpleNamespace(role="leader", term=self.term)
 
     def dispatch_behind_bytes(self) -> int:
         return 4096
@@ -112,11 +119,27 @@ async def test_a_demotion_cuts_a_promotion_short() -> None:
 async def test_leadership_lost_while_promoting() -> None:
     rig = Rig()
     rig.store.refuse_state = True
+    rig.store.term = 4
     rig.store.dispatched.set()
-    await rig.handler.handle(3, MemberRole.LEADER)
-    await eventually(lambda: rig.store.calls[-1:] == ["SLAVE"])
+    with capture_logs() as logs:
+        await rig.handler.handle(3, MemberRole.LEADER)
+        await eventually(lambda: any(log["event"] == "promotion_given_up" for log in logs))
+    assert rig.store.role is BrokerRole.SLAVE
     assert rig.seen == []
     assert rig.events == []
+
+
+@pytest.mark.asyncio
+async def test_a_leader_that_is_held_up_tries_again() -> None:
+    """Upstream's #1830: a leader whose promotion fails once is a leader without a master for ever."""
+    rig = Rig()
+    rig.store.refuse_state = True
+    rig.store.dispatched.set()
+    await rig.handler.handle(3, MemberRole.LEADER)
+    await eventually(lambda: rig.store.refusals >= 2)
+    rig.store.refuse_state = False
+    await eventually(lambda: rig.state.is_master)
+    assert rig.events == ["begins"]
 
 
 @pytest.mark.asyncio

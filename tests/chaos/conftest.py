@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from dledger import AppendResult, LedgerClient
 from dledger.chaos.failover import Load, read_log
 from dledger.chaos.group import ChaosGroup
 from dledger.checker import check
@@ -25,11 +26,23 @@ def chaos_group(tmp_path: Path) -> Callable[..., ChaosGroup]:
     return make
 
 
+class TermLoad(Load):
+    """As `Load`; ``terms`` has the term of each acknowledgement in ``times``."""
+
+    def __init__(self, client: LedgerClient, concurrency: int, entry_bytes: int) -> None:
+        self.terms: list[int] = []
+        super().__init__(client, concurrency, entry_bytes)
+
+    def _acknowledged(self, operation: int, result: AppendResult) -> None:
+        self.terms.append(result.term)
+        super()._acknowledged(operation, result)
+
+
 @asynccontextmanager
-async def loaded(group: ChaosGroup, concurrency: int = 8, timeout: float = 30.0) -> AsyncIterator[Load]:
+async def loaded(group: ChaosGroup, concurrency: int = 8, timeout: float = 30.0) -> AsyncIterator[TermLoad]:
     """Appends go on meanwhile; at the end all that was acknowledged must be in the log, at its place, once."""
     async with group.connect_as_client(timeout=timeout) as client:
-        load = Load(client, concurrency, entry_bytes=64)
+        load = TermLoad(client, concurrency, entry_bytes=64)
         load.pace_s = 0.005
         await load.wait_acks(50)
         try:

@@ -57,13 +57,13 @@ async def isolate_follower(group: ChaosGroup, flow: Flow, seconds: float) -> Non
 @pytest.mark.asyncio
 @pytest.mark.parametrize("flow", [Flow.HELD, Flow.REFUSED])
 async def test_a_triangle_costs_one_leader_change_at_most(chaos_group: Callable[..., ChaosGroup], flow: Flow) -> None:
-    await hold_triangle(chaos_group(), flow, 5)
+    await hold_triangle(chaos_group(), flow, 3)
 
 
 @pytest.mark.asyncio
 @pytest.mark.parametrize("flow", [Flow.LOST, Flow.REFUSED])
 async def test_a_node_that_was_cut_off_deposes_nobody(chaos_group: Callable[..., ChaosGroup], flow: Flow) -> None:
-    await isolate_follower(chaos_group(), flow, 5)
+    await isolate_follower(chaos_group(), flow, 3)
 
 
 @pytest.mark.slow

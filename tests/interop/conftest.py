@@ -114,16 +114,19 @@ class Process:
                 self.child.kill()
                 self.child.wait()
         self._reader.join(10)
-        if self.child.stdout is not None:
-            self.child.stdout.close()
+        for pipe in (self.child.stdin, self.child.stdout):
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
         self._log.close()
 
 
 class RealGroup:
     """mqnamesrv and three mqbrokers as processes."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, more_settings: str = "") -> None:
         self.root = root
+        self._more_settings = more_settings
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         (port,) = free_ports(1)
         self.namesrv = f"{HOST}:{port}"
@@ -148,6 +151,7 @@ mappedFileSizeConsumeQueue=20000
 maxHashSlotNum=10000
 maxIndexNum=40000
 messageDelayLevel=1s 1s 1s 2s 2s 2s
+{self._more_settings}
 """,
                 encoding="utf-8",
             )
@@ -243,19 +247,27 @@ def real_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealGroup]:
     group.stop()
 
 
+def cpp_clients(python: str, group: RealGroup) -> Clients:
+    # It writes logs below HOME.
+    env = {"HOME": str(group.root), "PATH": os.environ.get("PATH", "")}
+    return Clients("cpp", [python, str(HERE / "clients" / "cpp_client.py")], env, group)
+
+
+def ali_clients(modules: str, group: RealGroup) -> Clients:
+    env = {"HOME": str(group.root), "PATH": os.environ.get("PATH", ""), "NODE_PATH": modules}
+    return Clients("ali", ["node", str(HERE / "clients" / "ali_client.js")], env, group)
+
+
 @pytest.fixture
 def cpp(cpp_python: str, real_group: RealGroup) -> Iterator[Clients]:
-    # It writes logs below HOME.
-    env = {"HOME": str(real_group.root), "PATH": os.environ.get("PATH", "")}
-    clients = Clients("cpp", [cpp_python, str(HERE / "clients" / "cpp_client.py")], env, real_group)
+    clients = cpp_clients(cpp_python, real_group)
     yield clients
     clients.end()
 
 
 @pytest.fixture
 def ali(node_modules: str, real_group: RealGroup) -> Iterator[Clients]:
-    env = {"HOME": str(real_group.root), "PATH": os.environ.get("PATH", ""), "NODE_PATH": node_modules}
-    clients = Clients("ali", ["node", str(HERE / "clients" / "ali_client.js")], env, real_group)
+    clients = ali_clients(node_modules, real_group)
     yield clients
     clients.end()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from typing import Any
@@ -12,7 +13,7 @@ from tests.interop.conftest import Clients, RealGroup
 
 pytestmark = [pytest.mark.interop, pytest.mark.slow, pytest.mark.timeout(600)]
 
-KILLS = 3
+KILLS = int(os.environ.get("DLEDGER_INTEROP_KILLS", "3"))
 RESTART_AFTER_S = 0.5
 BETWEEN_S = 10.0
 CATCH_UP_S = 120.0

@@ -207,6 +207,16 @@ def test_a_message_shows_that_a_peer_is_back() -> None:
     assert role_of(node) is Role.CANDIDATE
 
 
+def test_a_connection_that_is_back_is_waited_for() -> None:
+    """The same for a link that was made anew, before anything came over it."""
+    world = World()
+    node = make_candidate(world)
+    node.peer_unreachable("n1")
+    node.peer_connected("n1")
+    node.step(vote("n2", node.core.term, granted=False))
+    assert role_of(node) is Role.CANDIDATE
+
+
 def test_the_leader_stops_sending_to_a_broken_link() -> None:
     """Nothing is fetched for a peer that is gone until it shows itself; then the rest goes at once."""
     world = World()

@@ -11,13 +11,25 @@ from dledger.raft.messages import (
     UNKNOWN_FLOOR,
     AppendEntriesResponse,
     HardState,
+    Heartbeat,
     HeartbeatResponse,
     LogId,
     RequestVoteResponse,
     Role,
     TimeoutNow,
 )
-from tests.raft.harness import OPTIONS, World, append, heartbeat, make_candidate, make_pre_candidate, vote, vote_request
+from tests.raft.harness import (
+    OPTIONS,
+    World,
+    accepted,
+    append,
+    heartbeat,
+    make_candidate,
+    make_leader,
+    make_pre_candidate,
+    vote,
+    vote_request,
+)
 
 WIPED = HardState(vote_floor=UNKNOWN_FLOOR)
 
@@ -196,6 +208,21 @@ def test_a_leader_that_is_not_ready_clears_no_floor() -> None:
     assert node.core.votes_provisionally
     node.step(heartbeat("n1", 3, commit=3))
     assert not node.core.votes_provisionally
+
+
+def test_heartbeats_tell_the_whole_commit_index() -> None:
+    """Also to a follower that is far behind: one capped to what it holds would make it think that it holds all."""
+    world = World()
+    leader = make_leader(world)
+    leader.propose(8)
+    leader.step(accepted("n1", 1, 8))
+    leader.step(accepted("n2", 1, 2, 8))
+    world.wire.clear()
+    world.tick_at_deadline("n0")
+    world.tick_at_deadline("n0")
+    told = {envelope.peer: envelope.message for envelope in world.take(Heartbeat)}
+    assert isinstance(told["n2"], Heartbeat)
+    assert told["n2"].commit_index == 8
 
 
 def test_the_floor_goes_under_load() -> None:

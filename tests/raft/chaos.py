@@ -259,8 +259,7 @@ class Chaos:
     def _restart(self, node: Node) -> None:
         commit = -1
         if self.random.random() < 0.5:  # a checkpoint may remember some of it
-            known = min(self.checker.seen_commit.get(node.node_id, -1), len(node.disk_log) - 1)
-            commit = self.random.randint(-1, known)
+            commit = self.random.randint(-1, node.durable_commit)
         node.restart(commit)
         self.checker.restarted(node)
         for peer in self._alive():

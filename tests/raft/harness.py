@@ -106,6 +106,7 @@ class Node:
         self.held: list[tuple[int, str, Message]] = []  # leaves when this many operations are durable
         self.staged_count = 0
         self.durable_count = 0
+        self.durable_commit = NO_INDEX  # what a checkpoint may remember: committed, and on this disk as committed
         self.fetches: list[SendEntries] = []
         self.auto_persist = True
         self.auto_fetch = True
@@ -162,6 +163,7 @@ class Node:
         """Delete the folder of a dead node: a store that opens an empty folder knows no floor."""
         self.disk_log = []
         self.disk_hard_state = HardState(vote_floor=UNKNOWN_FLOOR)
+        self.durable_commit = NO_INDEX
 
     # ------------------------------------------------------------------ inputs
 
@@ -210,6 +212,7 @@ class Node:
                 break
         else:
             raise AssertionError(f"{self.node_id} never comes to rest")
+        self.durable_commit = max(self.durable_commit, min(self.core.commit_index, self.core.stable_index))
         self.world.pumped(self)
 
     def _perform(self, ready: Ready) -> None:

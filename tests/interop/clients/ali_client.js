@@ -60,7 +60,12 @@ async function flood() {
 }
 
 async function consume() {
-  const consumer = new Consumer({ ...common, consumerGroup: group, consumeFromWhere: 'CONSUME_FROM_FIRST_OFFSET' });
+  const consumer = new Consumer({
+    ...common,
+    consumerGroup: group,
+    consumeFromWhere: 'CONSUME_FROM_FIRST_OFFSET',
+    maxReconsumeTimes: options.includes('failalways') ? 1 : 16,
+  });
   consumer.on('error', error => console.error(error.message));
   consumer.subscribe(topic, last, async message => {
     const failed = options.includes('failalways') || (options.includes('failfirst') && message.reconsumeTimes === 0);

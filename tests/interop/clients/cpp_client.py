@@ -67,7 +67,7 @@ def flood(namesrv, group, topic, prefix):
     threading.Thread(target=lambda: (sys.stdin.read(), ended.set()), daemon=True).start()
     number = 0
     while not ended.is_set():
-        body = "%s-%d" % (prefix, number)
+        body = f"{prefix}-{number}"
         began = time.time()
         try:
             result = producer.send_orderly(message_of(topic, {"body": body}), 0)

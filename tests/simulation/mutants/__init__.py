@@ -134,13 +134,6 @@ MUTANTS: tuple[Mutant, ...] = (
         "        elif False:\n",
         "B.3-3",
     ),
-    _one(
-        "votes of an older term counted",
-        CORE,
-        "message.request_term != expected:",
-        "False:",
-        "B.3-10",
-    ),
     # --- elections ---
     _one(
         "majority off by one",
