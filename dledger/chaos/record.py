@@ -87,6 +87,7 @@ class LeaderLoss:
     detected_ms: float | None = None
     elected_ms: float | None = None
     elected: str = ""
+    elected_term: int = 0
     first_ack_ms: float | None = None
     gap_ms: float | None = None
 

@@ -401,13 +401,15 @@ def _describe(options: ChaosOptions, prefix: str) -> dict[str, Any]:
 def resolve_losses(record: Record, events: list[LogEvent], load: ClientLoad, *, nodes: int) -> None:
     """Fill in when each loss was noticed, repaired and over; losses that were none (a short pause) go."""
     elections = sorted(record.elections, key=lambda election: election.at)
-    kept = []
+    kept: list[LeaderLoss] = []
     for loss in record.losses:
         before = max((e.term for e in elections if e.at <= loss.at), default=0)
         elected = next((e for e in elections if e.at > loss.at and e.term > before), None)
         span = next(span for span in record.faults if span.began == loss.at and loss.node in span.takes)
         if elected is None or (loss.kind != Fault.KILL.value and _outlived(span, elected)):
             continue
+        if any(other.elected_term == elected.term for other in kept):
+            continue  # two faults at once took the same leader: one loss
         _fill(loss, elected, events, load)
         loss.failover = _majority_stays(record.faults, loss, nodes)
         kept.append(loss)
@@ -428,7 +430,7 @@ def _fill(loss: LeaderLoss, elected: Election, events: list[LogEvent], load: Cli
         ),
         None,
     )
-    loss.elected = elected.node
+    loss.elected, loss.elected_term = elected.node, elected.term
     loss.elected_ms = _since(loss.at, elected.at)
     loss.detected_ms = None if detected is None else _since(loss.at, detected)
     first = bisect.bisect_left(load.acks, loss.at)

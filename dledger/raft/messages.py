@@ -94,8 +94,8 @@ class HardState:
     """What must be durable, as one value and in one write, before any message that rests on it leaves (Raft §5.1).
 
     ``vote_floor``: the furthest entry that this node may once have acknowledged though its log no longer has it (a
-    wiped folder, a tail damaged by a power failure). While the log is behind it, the node does not campaign and its
-    votes are provisional. None: the log is known to hold everything that this node ever promised.
+    wiped folder, a tail damaged by a power failure). While the log is behind it, the node's votes are provisional, its
+    own included: it can win only with the votes of all. None: the log is known to hold everything that this node ever promised.
     """
 
     term: int = 0

@@ -25,7 +25,7 @@ def good_record(appends: int = 60) -> Record:
     record.faults = [FaultSpan("kill", "kill -9 n0 (leader)", ["n0"], 3.0, 5.0, ["n0"])]
     record.events = [Event(3.0, "kill -9 n0 (leader)"), Event(3.3, "n1 elected, term 2")]
     record.elections = [Election(0.0, "n0", 1), Election(3.3, "n1", 2)]
-    record.losses = [LeaderLoss("n0", "kill", 3.0, True, 40.0, 300.0, "n1", 350.0, 420.0)]
+    record.losses = [LeaderLoss("n0", "kill", 3.0, True, 40.0, 300.0, "n1", 2, 350.0, 420.0)]
     for tenth in range(100):
         at = tenth / 10
         down = 3.0 <= at < 5.0
