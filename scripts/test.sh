@@ -12,7 +12,7 @@ ensure_venv "test,ui,fast"
 python="$venv/bin/python"
 step "$python" -m ruff check .
 step "$python" -m ruff format --check .
-step "$python" -m mypy --strict -p dledger
+step "$python" -m mypy --strict -p dledger -p broker_adapter
 step "$python" -m pytest "$@"
 say
 say "all checks passed"

@@ -95,8 +95,20 @@ def chaos(
         peers=target.peers if target else None,
         settings=parse_overrides(overrides),
     )
-    record, judgement = run(_run(options))
+    try:
+        record, judgement = run(_run(options))
+    except BaseException:
+        _leave(directory)
+        raise
     return _finish(record, judgement, options, html, history, output)
+
+
+def _leave(directory: Path) -> None:
+    """After an interruption or a failed start: say where the data is, if there is any."""
+    if any(directory.iterdir()):
+        click.echo(f"data kept in {directory}", err=True)
+    else:
+        directory.rmdir()
 
 
 async def _run(options: ChaosOptions) -> tuple[Record, Judgement]:

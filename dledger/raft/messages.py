@@ -95,7 +95,8 @@ class HardState:
 
     ``vote_floor``: the furthest entry that this node may once have acknowledged though its log no longer has it (a
     wiped folder, a tail damaged by a power failure). While the log is behind it, the node's votes are provisional, its
-    own included: it can win only with the votes of all. None: the log is known to hold everything that this node ever promised.
+    own included: it can win only with the votes of all. None: the log is known to hold everything that this node ever
+    promised.
     """
 
     term: int = 0

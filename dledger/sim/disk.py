@@ -117,6 +117,8 @@ class SimDisk:
         self._pending_names: list[tuple[str, str | None, _File | None]] = []  # (path, renamed from, file or gone)
         self.syncs = self.writes = self.syncs_failed = 0
         self.was_full = False
+        self.lied = False
+        """Whether it has called a write durable that it dropped or put elsewhere."""
 
     # --- what the file system does; OSError as from the kernel ---
 
@@ -183,6 +185,7 @@ class SimDisk:
             self.note_damage(what)
         if writes:
             self.silent = ""
+            self.lied = True
 
     def sync_names(self, folder: str) -> None:
         """fsync of a folder: its names are on the platter, and with them all that came before in the journal."""
@@ -230,6 +233,10 @@ class SimDisk:
 
     def power_failure(self, loss: PowerLoss) -> None:
         """Forget the cache: of what was not synced, some is on the platter, some is not, some is torn."""
+        if self.lied:
+            # The watermark and the index records, written behind each sync and not synced themselves, are all that
+            # can tell of a dropped tail. Lost together with it nothing is left to tell by: beyond any promise.
+            loss = PowerLoss(keep=1, tear=0)
         rng = self._rng
         self.boot += 1
         self.locks.clear()
@@ -288,6 +295,7 @@ class SimDisk:
         self.folders = {"/"}
         self.locks.clear()
         self.silent = ""
+        self.lied = False
         self.note_damage("wiped")
 
 

@@ -188,12 +188,15 @@ class Network:
         return (source, target) in self._cuts
 
     def cut(self, source: NodeId, target: NodeId) -> None:
-        """Lose everything that ``source`` sends to ``target``. After some seconds keepalive breaks the connection."""
+        """Lose everything that ``source`` sends to ``target``.
+
+        The connection breaks after some seconds (keepalive), or at once, as where a router answers with a reset.
+        """
         if (source, target) in self._cuts:
             return
         self._cut_number += 1
         self._cuts[source, target] = self._cut_number
-        delay = self._rng.uniform(*_KEEPALIVE_S)
+        delay = self._rng.uniform(*(_KEEPALIVE_S if self._rng.random() < 0.7 else _RESET_S))
         self._loop.call_later(delay, self._keepalive, source, target, self._cut_number, context=contextvars.Context())
 
     def _keepalive(self, source: NodeId, target: NodeId, number: int) -> None:

@@ -96,7 +96,7 @@ def test_cut_links_lose_one_way_only_and_keepalive_breaks_the_connection():
 
     async def scenario(net):
         net.network.cut("a", "b")
-        assert await send_all(net, beats(5)) == []
+        assert await send_all(net, beats(5), pause=0) == []
         assert len(await send_all(net, beats(5, "b"), "b", "a")) == 5
         await asyncio.sleep(6)
         assert ("down", "b") in net.nodes["a"].hints and ("down", "a") in net.nodes["b"].hints
