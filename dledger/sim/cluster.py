@@ -111,23 +111,32 @@ class SimNode:
 
     # --- looks that disturb nothing ---
 
-    def quiet_chain_crc(self, index: int) -> int:
-        """The chain CRC of an entry of this node's log."""
+    def quiet_chain_crc(self, index: int) -> int | None:
+        """The chain CRC of an entry of this node's log; None where a damaged disk cannot say."""
         filesystem, store = self.filesystem, self.live_driver.store
         if filesystem is None:
-            return -1
+            return None
         filesystem.quiet = True
         try:
             return store.chain_crc_at(index)
+        except CorruptLogError:
+            if not self.disk.damage:
+                raise
+            return None
         finally:
             filesystem.quiet = False
 
     def quiet_read(self, first_index: int, last_index: int) -> Iterator[tuple[int, bytes]]:
-        """Yield (position, bytes) of the entries, a slice at a time."""
+        """Yield (position, bytes) of the entries, a slice at a time; ends early where a damaged disk cannot go on."""
         store = self.live_driver.store
         index = first_index
         while index <= last_index:
-            raw = self._quiet_slice(store, index, last_index)
+            try:
+                raw = self._quiet_slice(store, index, last_index)
+            except CorruptLogError:
+                if not self.disk.damage:
+                    raise
+                return
             yield int.from_bytes(raw.data[24:32], "big"), raw.data
             index = raw.last_index + 1
 

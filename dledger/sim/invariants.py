@@ -122,7 +122,7 @@ class Invariants:
 
     def _same_prefix(self, node: SimNode, index: int) -> None:
         chain = node.quiet_chain_crc(index)
-        if chain != self.chains[index]:
+        if chain is not None and chain != self.chains[index]:
             self.report("state machine safety", f"the log of {node.node_id} up to {index} is not the committed one")
 
     def _log_changed(self, node: SimNode) -> None:
@@ -132,7 +132,7 @@ class Invariants:
             node.acked_index = min(node.acked_index, store.committed_index)  # some may have been replaced
         node.last_index, node.last_term = store.last_index, store.last_term
         if store.last_index >= 0:
-            chain = store.chain_crc_at(store.last_index)
+            chain = store.chain_crc_at(store.last_index)  # at the end of the log it needs no disk
             if self._seen.setdefault((store.last_index, store.last_term), chain) != chain:
                 self.report(
                     "log matching",
@@ -146,7 +146,7 @@ class Invariants:
         node.commit_index = commit_index
         if commit_index >= len(self.chains):
             self._take_committed(node, commit_index)
-        if self.violation is None and commit_index >= 0:
+        if self.violation is None and 0 <= commit_index < len(self.chains):
             self._same_prefix(node, commit_index)
 
     def _take_committed(self, node: SimNode, commit_index: int) -> None:
@@ -155,7 +155,7 @@ class Invariants:
         for pos, data in node.quiet_read(first, commit_index):
             if first > 0 and self.violation is None:
                 before = node.quiet_chain_crc(len(self.chains) - 1)
-                if before != self.chains[-1]:
+                if before is not None and before != self.chains[-1]:
                     self.report("state machine safety", f"{node.node_id} commits on top of another log")
                     return
             self._check_durable(pos, data)
