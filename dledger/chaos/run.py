@@ -48,6 +48,7 @@ _TICK_S: Final = 0.25
 _TIMEOUTS_S: Final = (10.0, 2.0, 0.7, 5.0)
 """How long the clients wait for an append, by turns: the impatient ones bring unknown outcomes."""
 
+_SILENCE_S: Final = 0.1
 _RECOVERY_S: Final = 60.0
 _HEADER_BYTES: Final = 48
 _WATCH_S: Final = 0.1
@@ -244,7 +245,9 @@ class _Run:
             self._ended = True
             for task in (ticker, watcher):
                 task.cancel()
-            await asyncio.gather(ticker, watcher, return_exceptions=True)
+            for ended in await asyncio.gather(ticker, watcher, return_exceptions=True):
+                if isinstance(ended, Exception):  # a run that was not watched to its end has shown less than it says
+                    self._record.meta.setdefault("problems", []).append(f"watching failed: {ended!r}")
             await self._monitor.stop()
         if self._subject.local is not None and "error" not in self._record.meta:
             await self._compare(self._subject.local)
@@ -286,9 +289,7 @@ class _Run:
                 await asyncio.sleep(wait)
             if self._clock() + max(action.hold_s for action in step.actions) > self._options.duration_s:
                 return
-            async with asyncio.TaskGroup() as group:
-                for action in step.actions:
-                    group.create_task(self._injector.inject(action))
+            await asyncio.gather(*(self._injector.inject(action) for action in step.actions))
 
     def _is_cut(self, node_id: str) -> bool:
         """Whether nothing passes between the node and some other."""
@@ -439,10 +440,12 @@ def _fill(loss: LeaderLoss, elected: Election, events: list[LogEvent], load: Cli
     if first == len(load.acks):
         return
     loss.first_ack_ms = _since(loss.at, load.acks[first])
-    begin = max(bisect.bisect_left(load.acks, loss.at) - 1, 0)
-    acks = load.acks[begin : first + 1]
-    gaps = [after - before for before, after in itertools.pairwise(acks)]
-    loss.gap_ms = round(max(gaps, default=0.0) * 1000, 1)
+    begin = bisect.bisect_left(load.acks, loss.at)
+    last = load.acks[begin - 1] if begin else loss.at
+    # A silence that was there before belongs to an earlier fault; this one's begins with it.
+    started = last if loss.at - last < _SILENCE_S else loss.at
+    gaps = [after - before for before, after in itertools.pairwise([started, *load.acks[begin : first + 1]])]
+    loss.gap_ms = round(max(gaps) * 1000, 1)
 
 
 def _since(began: float, at: float) -> float:

@@ -137,9 +137,10 @@ def _finish(
         _write_report(record, judgement, html)
     made = [f"{name} {path}" for name, path in (("report", html), ("history", history)) if path is not None]
     last = "   ".join([*made, f"replay: {record.meta['replay']}"])
-    _say(record, judgement, output, last)
     if judgement.ok:
         shutil.rmtree(options.directory)
+    _say(record, judgement, output, last)
+    if judgement.ok:
         return ExitCode.DONE
     click.echo(f"data kept in {options.directory}", err=True)
     return ExitCode.VERDICT_FAIL

@@ -29,6 +29,7 @@ from dledger.client.transport import (
 from dledger.driver.driver import Driver
 from dledger.errors import (
     DLedgerError,
+    IndexOutOfRangeError,
     Outcome,
     ResponseCode,
     SequenceForgottenError,
@@ -517,7 +518,7 @@ class ReadingClient(Client):
                     self.process,
                     node,
                     self.rng.uniform(0.2, 2.0),
-                    functools.partial(_look, mode=mode, back=back),
+                    functools.partial(_look, self.cluster, mode=mode, back=back),
                 )
             except DLedgerError:
                 await self.think()
@@ -540,12 +541,16 @@ class ReadingClient(Client):
             await self.think()
 
 
-async def _look(driver: Driver, mode: ReadMode, back: int) -> tuple[int, int, list[str | None]]:
+async def _look(cluster: Cluster, driver: Driver, mode: ReadMode, back: int) -> tuple[int, int, list[str | None]]:
     """(length of the log, index of the first value, values) as one node shows them."""
     last = await driver.read_index(mode)
     first = max(0, last - back + 1)
     if last < 0 or first > last:
         return last + 1, max(first, 0), []
+    try:
+        await driver.read_slice(last, last, 1)
+    except IndexOutOfRangeError as error:
+        cluster.invariants.report("read barrier", f"{driver.node_id} lets read up to {last}, but: {error}")
     raw = await driver.read_slice(first, last, 1 << 16)
     values: list[str | None] = [
         entry.body.split(b"|", 1)[0].decode("ascii", "replace") if entry.type is EntryType.NORMAL else None

@@ -162,8 +162,9 @@ class Faults:
             return False
         links = self._between([old.node_id], list(self._cluster.nodes))
         self._note("usurp", old.node_id)
+        reset = self._rng.random() < 0.5
         for source, target in links:
-            self._cluster.network.cut(source, target)
+            self._cluster.network.cut(source, target, reset=reset)
 
         def heal() -> None:
             for source, target in links:
@@ -201,8 +202,9 @@ class Faults:
     def _cut(self, links: list[tuple[NodeId, NodeId]]) -> None:
         self._note("cut", " ".join(f"{source}>{target}" for source, target in links))
         network = self._cluster.network
+        reset = self._rng.random() < 0.4
         for source, target in links:
-            network.cut(source, target)
+            network.cut(source, target, reset=reset)
 
         def mend() -> None:
             self._note("healed", " ".join(f"{source}>{target}" for source, target in links))

@@ -187,16 +187,16 @@ class Network:
     def is_cut(self, source: NodeId, target: NodeId) -> bool:
         return (source, target) in self._cuts
 
-    def cut(self, source: NodeId, target: NodeId) -> None:
+    def cut(self, source: NodeId, target: NodeId, *, reset: bool = False) -> None:
         """Lose everything that ``source`` sends to ``target``.
 
-        The connection breaks after some seconds (keepalive), or at once, as where a router answers with a reset.
+        The connection breaks after some seconds (keepalive), or (``reset``) at once, as where a router says so.
         """
         if (source, target) in self._cuts:
             return
         self._cut_number += 1
         self._cuts[source, target] = self._cut_number
-        delay = self._rng.uniform(*(_KEEPALIVE_S if self._rng.random() < 0.7 else _RESET_S))
+        delay = self._rng.uniform(*(_RESET_S if reset else _KEEPALIVE_S))
         self._loop.call_later(delay, self._keepalive, source, target, self._cut_number, context=contextvars.Context())
 
     def _keepalive(self, source: NodeId, target: NodeId, number: int) -> None:

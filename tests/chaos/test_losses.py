@@ -75,3 +75,9 @@ def test_a_loss_that_nobody_repaired_before_the_end_has_no_gap() -> None:
     resolve_losses(found, EVENTS, load(ACKS[:2]), nodes=3)
     assert found.losses[0].first_ack_ms is None
     assert found.losses[0].gap_ms is None
+
+
+def test_a_silence_from_before_is_not_counted_again() -> None:
+    found = record("kill", 10.0, 12.0)
+    resolve_losses(found, EVENTS, load([(5.0, 1), (10.3, 2)]), nodes=3)
+    assert found.losses[0].gap_ms == 300.0
