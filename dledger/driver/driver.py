@@ -409,6 +409,12 @@ class Driver:
     async def _read_and_send(self, request: SendEntries) -> None:
         try:
             raw = await self._reader.run(self.store.read, request.first_index, request.last_index, request.max_bytes)
+        except IndexOutOfRangeError:
+            # Truncated while the read waited for the disk: this node no longer leads the term that asked for it.
+            if self._running:
+                self.core.fetch_failed(request)
+                self._schedule_pump()
+            return
         except StorageError as error:
             # Never send what does not verify. Another node must lead until this one is repaired.
             self._log.error("read_for_peer_failed", peer=request.peer, index=request.first_index, error=error.message)

@@ -151,15 +151,22 @@ class Invariants:
 
     def _take_committed(self, node: SimNode, commit_index: int) -> None:
         """Entries are committed that nobody has called so before."""
-        first = len(self.chains)
-        for pos, data in node.quiet_read(first, commit_index):
-            if first > 0 and self.violation is None:
-                before = node.quiet_chain_crc(len(self.chains) - 1)
-                if before is not None and before != self.chains[-1]:
-                    self.report("state machine safety", f"{node.node_id} commits on top of another log")
-                    return
-            self._check_durable(pos, data)
-            self._take_entries(data)
+        before = node.quiet_chain_crc(len(self.chains) - 1) if self.chains else None
+        if before is not None and before != self.chains[-1]:
+            self.report("state machine safety", f"{node.node_id} commits on top of another log")
+            return
+        # Where a damaged disk cannot show what it has committed, one that acknowledged it can.
+        others = [
+            other
+            for other in self._cluster.nodes.values()
+            if other is not node and other.up and other.live_driver.core.log.term_at(commit_index) is not None
+        ]
+        for source in [node, *others]:
+            for pos, data in source.quiet_read(len(self.chains), commit_index):
+                self._check_durable(pos, data)
+                self._take_entries(data)
+            if len(self.chains) > commit_index or not node.disk.damage:
+                return
 
     def _check_durable(self, pos: int, data: bytes) -> None:
         """A majority of platters hold these bytes now (a damaged one may have lost what it held)."""
@@ -200,6 +207,8 @@ class Invariants:
     def acknowledged(self, value: str, index: int, who: str) -> None:
         """A node says that ``value`` is committed at ``index``."""
         if index >= len(self.values):
+            if any(node.disk.damage for node in self._cluster.nodes.values()):
+                return  # perhaps no disk could show it yet; the history is judged at the end
             self.report("acknowledged is committed", f"{who} acknowledged {value} at {index}, which nobody committed")
         elif self.values[index] != value:
             self.report("acknowledged is committed", f"{who} acknowledged {value} at {index}: {self.values[index]}")
