@@ -224,8 +224,8 @@ def test_files_say_nothing_that_belongs_to_one_machine() -> None:
 
 def test_the_rule_about_machines_can_fail() -> None:
     paths = FORBIDDEN_TEXT["a path of somebody's machine"]
-    assert paths.search("open('/work/main/x')")
-    assert paths.search("/root/.venv")
+    assert paths.search("open('/" + "work/main/x')")
+    assert paths.search("/" + "root/.venv")
     assert paths.search("see /home/ann/notes")
     assert not paths.search("/tmp/rmqstore/node00")
     assert not paths.search("a/work/b and https://x/work/y and /workspace")
