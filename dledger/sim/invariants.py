@@ -8,6 +8,7 @@ must have all of it, and at the moment of commit a majority of platters must hol
 from __future__ import annotations
 
 import json
+from bisect import bisect_left
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
@@ -54,6 +55,7 @@ class Invariants:
         self.terms: list[int] = []
         self.values: list[str | None] = []
         """The committed log: chain CRC, term and client's value (None: not a client's) by index."""
+        self._commit_terms: list[int] = []  # the term in which each was first seen committed, or a later one
         self._leaders: dict[int, NodeId] = {}
         self._seen: dict[tuple[int, int], int] = {}
         self._votes: dict[tuple[NodeId, int], NodeId] = {}
@@ -112,12 +114,14 @@ class Invariants:
         if other != node.node_id:
             self.report("election safety", f"{other} and {node.node_id} both lead term {term}")
         self._cluster.elections += 1
-        last, core = len(self.chains) - 1, driver.core
+        # §5.4: what was committed in a term is in the leaders of all *later* terms. A node may well win an old term
+        # late, when its votes were long on the way and others have gone on.
+        last, core = bisect_left(self._commit_terms, term) - 1, driver.core
         if last >= 0 and core.log.term_at(last) != self.terms[last]:
             self.report(
                 "leader completeness",
                 f"{node.node_id} leads term {term} with a log up to {core.last_index}; entry {last} of term "
-                f"{self.terms[last]} is committed, it has there {core.log.term_at(last)}",
+                f"{self.terms[last]} was committed before, it has there {core.log.term_at(last)}",
             )
 
     def _same_prefix(self, node: SimNode, index: int) -> None:
@@ -156,15 +160,18 @@ class Invariants:
             self.report("state machine safety", f"{node.node_id} commits on top of another log")
             return
         # Where a damaged disk cannot show what it has committed, one that acknowledged it can.
+        term = node.live_driver.core.log.term_at(commit_index)
         others = [
             other
             for other in self._cluster.nodes.values()
-            if other is not node and other.up and other.live_driver.core.log.term_at(commit_index) is not None
+            if other is not node and other.up and other.live_driver.core.log.term_at(commit_index) == term
         ]
         for source in [node, *others]:
             for pos, data in source.quiet_read(len(self.chains), commit_index):
                 self._check_durable(pos, data)
                 self._take_entries(data)
+            known = max(self._commit_terms[-1] if self._commit_terms else 0, node.live_driver.core.term)
+            self._commit_terms.extend([known] * (len(self.chains) - len(self._commit_terms)))
             if len(self.chains) > commit_index or not node.disk.damage:
                 return
 
@@ -219,10 +226,10 @@ class Invariants:
         """Term and vote are durable before a message says them (§5.1, thesis §3.8)."""
         prospective = isinstance(message, RequestVote | RequestVoteResponse) and message.pre_vote
         granted = isinstance(message, RequestVoteResponse) and message.granted and not prospective
+        if node.disk.damage:
+            return  # entries and vote may be lost or unreadable behind its back; it must get by on its vote floor
         if isinstance(message, AppendEntriesResponse | HeartbeatResponse) and message.match_index > node.acked_index:
             self._acknowledges(node, message.match_index)
-        if node.disk.damage:
-            return  # its vote may be lost or unreadable, and it must get by on its vote floor
         if prospective or (message.term == node.durable_term and not granted):
             return
         state = _durable_hard_state(node)
