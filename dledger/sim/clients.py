@@ -50,6 +50,7 @@ _T = TypeVar("_T")
 
 _TAIL_ENTRIES: Final = 20
 _LONG_S: Final = 600.0
+_KEEPALIVE_S: Final = (5.0, 12.0)
 
 
 class Wire:
@@ -65,10 +66,11 @@ class Wire:
         cluster.on_end.append(self._process_ended)
 
     def _process_ended(self, process: Process) -> None:
-        """A node's process is gone: its streams break at once, as closed sockets do, or (rarely) hang."""
+        """A node's process is gone: its streams break at once, as closed sockets do, or (rarely) by keepalive."""
         for stream in self.streams:
-            if stream.server is process and self.rng.random() < 0.95:
-                stream.break_later("connection closed")
+            if stream.server is process:
+                hangs = self.rng.random() < 0.05
+                stream.break_later("connection closed", self.rng.uniform(*_KEEPALIVE_S) if hangs else self.delay())
         self.streams = [stream for stream in self.streams if not stream.closed]
 
     def delay(self) -> float:
@@ -272,8 +274,11 @@ class _SimStream:
             )
             self._handler.on_answer(answer)
 
-    def break_later(self, reason: str) -> None:
-        self._wire.loop.call_later(self._wire.delay(), self._broken, reason, context=self._client.context)
+    def break_later(self, reason: str, delay: float | None = None) -> None:
+        """Break the stream in ``delay`` seconds (None: a moment)."""
+        self._wire.loop.call_later(
+            self._wire.delay() if delay is None else delay, self._broken, reason, context=self._client.context
+        )
 
     def _broken(self, reason: str) -> None:
         if not self.closed:

@@ -150,7 +150,7 @@ def draw_scenario(seed: int, *, duration_s: float = 58.0) -> Scenario:
         sessions=rng.choice([1, 2, 3]),
         loose=rng.choice([0, 1, 1]),
         readers=rng.choice([1, 2]),
-        think_s=rng.choice([0.15, 0.4, 1.2]),
+        think_s=rng.choice([0.3, 0.8, 2.4]),
         duration_s=duration_s,
         members={node_id: f"{node_id}.sim:1" for node_id in node_ids},
     )

@@ -10,6 +10,7 @@ import pytest
 
 from dledger.errors import StorageFailedError
 from dledger.raft.messages import EntryType, HardState, LogId
+from dledger.raft.ready import SendEntries
 from dledger.sim.clients import submit
 from dledger.sim.cluster import Cluster
 from dledger.sim.disk import FaultyFileSystem, PowerLoss, SimDisk, SimulatedCrash
@@ -48,11 +49,8 @@ def write(store):
     return batch
 
 
-def test_retries_in_one_proposal_are_not_appended_again():
-    """Seed 6 of the first campaign: two batches of a session sent again, taken in one proposal.
-
-    The second one's sequence followed the first one's, so it was taken for new, though both stood in the log.
-    """
+def lone_leader(scenario_of):
+    """Run ``scenario_of(cluster, driver)`` beside a single node that leads; returns its result."""
     scenario = draw_scenario(1)
     scenario.node_ids, scenario.frail, scenario.faults = ("n0",), (), {}
     scenario.settings.pop("preferred_leader_ids", None)
@@ -60,14 +58,28 @@ def test_retries_in_one_proposal_are_not_appended_again():
     loop = new_loop(random.Random(1))
     cluster = Cluster(loop, scenario, Trace(loop))
     node = cluster.nodes["n0"]
-    for value in ("a", "b", "c", "d"):
-        cluster.invariants.expect_body(value, value.encode() + b"|")
 
     async def main():
         cluster.start(node)
         while not (node.leads and node.live_driver.core.is_leader_ready):  # noqa: ASYNC110 - virtual time
             await asyncio.sleep(0.01)
-        driver = node.live_driver
+        return await scenario_of(cluster, node.live_driver)
+
+    try:
+        return loop.run_until_complete(main())
+    finally:
+        loop.close()
+
+
+def test_retries_in_one_proposal_are_not_appended_again():
+    """Seed 6 of the first campaign: two batches of a session sent again, taken in one proposal.
+
+    The second one's sequence followed the first one's, so it was taken for new, though both stood in the log.
+    """
+
+    async def scenario(cluster, driver):
+        for value in ("a", "b", "c", "d"):
+            cluster.invariants.expect_body(value, value.encode() + b"|")
         session_id, _ = await driver.open_session(b"client")
         batches = [(0, [b"a|", b"b|"]), (2, [b"c|", b"d|"])]
         answers = []
@@ -75,13 +87,24 @@ def test_retries_in_one_proposal_are_not_appended_again():
             waiting = [submit(cluster, driver, bodies, session_id, first) for first, bodies in batches]
             answers.append([(await answer).indexes() for answer in waiting])
         assert answers[0] == answers[1]
-        return driver.core.last_index, answers[0][1][-1]
+        assert driver.core.last_index == answers[0][1][-1]
 
-    try:
-        last_index, last_answer = loop.run_until_complete(main())
-    finally:
-        loop.close()
-    assert last_index == last_answer
+    lone_leader(scenario)
+
+
+def test_a_read_for_a_peer_that_truncation_overtook_does_not_stop_the_node():
+    """Seed 140: leadership was lost and the entries were truncated while their read waited for the disk.
+
+    The typed error of the read ended the node as if something had broken.
+    """
+
+    async def scenario(_cluster, driver):
+        gone = driver.store.last_index + 5
+        await driver._read_and_send(SendEntries("n1", gone, gone, 1000, driver.core.term))
+        await asyncio.sleep(1)
+        assert driver.running and not driver.failure.done()
+
+    lone_leader(scenario)
 
 
 @pytest.mark.parametrize("seed", range(10))
