@@ -44,6 +44,7 @@ __all__ = [
     "MAX_PROPERTIES_BYTES",
     "MAX_TOPIC_BYTES",
     "MESSAGE_MAGIC",
+    "MESSAGE_OVERHEAD_BYTES",
     "REAL_QUEUE_ID_PROPERTY",
     "REAL_TOPIC_PROPERTY",
     "TAGS_PROPERTY",
@@ -78,6 +79,8 @@ MESSAGE_MAGIC: Final = 0xDAA320A7
 BLANK_MAGIC: Final = 0xCBD43194
 MAX_TOPIC_BYTES: Final = 127
 MAX_PROPERTIES_BYTES: Final = 32_767
+MESSAGE_OVERHEAD_BYTES: Final = 64 * 1024
+"""What a stored message may have beside its body of maxMessageSize at most (upstream reserves as much)."""
 BATCH_HEADER_BYTES: Final = 20
 TRANSACTION_TYPE_MASK: Final = 12
 

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import sys
+import threading
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,8 @@ EXIT_USAGE: Final = 2
 EXIT_CONFIGURATION: Final = 4
 EXIT_INTERRUPTED: Final = 130
 _STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+_LAST_WORDS_S: Final = 5.0
+"""How long a process whose store has failed may take to end."""
 
 
 class Service(Protocol):
@@ -58,6 +61,11 @@ async def serve(service: Service, failed: asyncio.Future[BaseException] | None =
     if failure is not None:
         waiting.add(failure)
     await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    if not asked.is_set():
+        # A store that has failed may hang in its clean-up: no process stays half alive.
+        timer = threading.Timer(_LAST_WORDS_S, os._exit, (EXIT_FAILED,))
+        timer.daemon = True
+        timer.start()
     # A second signal ends the process the hard way.
     for number in _STOP_SIGNALS:
         loop.remove_signal_handler(number)

@@ -16,15 +16,19 @@ if TYPE_CHECKING:
     from dledger.config import DLedgerConfig, Peer
     from dledger.driver.roles import MemberRole, RoleChangeHandler
     from dledger.driver.state_machine import StateMachine
-    from dledger.errors import ConfigError, DLedgerError, Outcome, ResponseCode
+    from dledger.errors import AccessDeniedError, ConfigError, DLedgerError, Outcome, ResponseCode
+    from dledger.grpc_engine import prefer_polling
     from dledger.raft.messages import EntryType, Role
+    from dledger.security.access import ClientTls
     from dledger.server import DLedgerServer
     from dledger.types import AppendResult, BatchResult, Entry, IndexRun, NodeStatus, PeerStatus, ReadMode
 
 __all__ = [
+    "AccessDeniedError",
     "AppendResult",
     "BatchResult",
     "BlockingLedgerClient",
+    "ClientTls",
     "ConfigError",
     "DLedgerConfig",
     "DLedgerError",
@@ -46,6 +50,7 @@ __all__ = [
     "__version__",
     "connect",
     "connect_blocking",
+    "prefer_polling",
 ]
 
 _HOME = {
@@ -53,8 +58,10 @@ _HOME = {
     "dledger.config": ("DLedgerConfig", "Peer"),
     "dledger.driver.roles": ("MemberRole", "RoleChangeHandler"),
     "dledger.driver.state_machine": ("StateMachine",),
-    "dledger.errors": ("ConfigError", "DLedgerError", "Outcome", "ResponseCode"),
+    "dledger.errors": ("AccessDeniedError", "ConfigError", "DLedgerError", "Outcome", "ResponseCode"),
+    "dledger.grpc_engine": ("prefer_polling",),
     "dledger.raft.messages": ("EntryType", "Role"),
+    "dledger.security.access": ("ClientTls",),
     "dledger.server": ("DLedgerServer",),
     "dledger.types": ("AppendResult", "BatchResult", "Entry", "IndexRun", "NodeStatus", "PeerStatus", "ReadMode"),
 }

@@ -18,6 +18,7 @@ DLedgerError                      code, retriable, outcome
 ├── SessionExpiredError           600: the session is not in the table (evicted or never opened)
 ├── SequenceGapError              601: an earlier sequence has not arrived; send that first
 ├── SequenceForgottenError        602: appended long ago, its index is no longer remembered
+├── AccessDeniedError             603: no token, an unknown one, or one without the right
 ├── UnavailableError              302: nobody could be reached, or no leader within the deadline
 ├── StorageError                  414
 │   ├── StorageFailedError        write or fsync failed; the store is latched shut
@@ -33,6 +34,7 @@ import enum
 from typing import ClassVar
 
 __all__ = [
+    "AccessDeniedError",
     "ConfigError",
     "CorruptLogError",
     "DLedgerError",
@@ -65,7 +67,7 @@ __all__ = [
 
 
 class ResponseCode(enum.IntEnum):
-    """DLedger's response codes with DLedger's numbers; 6xx are ours (producer sessions)."""
+    """DLedger's response codes with DLedger's numbers; 6xx are ours (producer sessions, access)."""
 
     UNKNOWN = -1
     SUCCESS = 200
@@ -108,6 +110,7 @@ class ResponseCode(enum.IntEnum):
     UNKNOWN_SESSION = 600
     SEQUENCE_GAP = 601
     SEQUENCE_FORGOTTEN = 602
+    ACCESS_DENIED = 603
 
 
 class Outcome(enum.Enum):
@@ -233,6 +236,10 @@ class SequenceForgottenError(DLedgerError):
     default_outcome = Outcome.UNKNOWN
 
 
+class AccessDeniedError(DLedgerError):
+    default_code = ResponseCode.ACCESS_DENIED
+
+
 class UnavailableError(DLedgerError):
     default_code = ResponseCode.NETWORK_ERROR
     default_retriable = True
@@ -285,6 +292,7 @@ _BY_CODE: dict[ResponseCode, type[DLedgerError]] = {
     ResponseCode.UNKNOWN_SESSION: SessionExpiredError,
     ResponseCode.SEQUENCE_GAP: SequenceGapError,
     ResponseCode.SEQUENCE_FORGOTTEN: SequenceForgottenError,
+    ResponseCode.ACCESS_DENIED: AccessDeniedError,
     ResponseCode.NETWORK_ERROR: UnavailableError,
     ResponseCode.DISK_ERROR: StorageFailedError,
     ResponseCode.DISK_FULL: DiskFullError,

@@ -81,6 +81,8 @@ class LocalNode:
     process: subprocess.Popen[bytes] | None = None
     paused: bool = False
     exit_code: int | None = field(default=None)
+    end_asked: bool = False
+    """Whether the process was sent a signal that ends it."""
 
     @property
     def node_id(self) -> str:
@@ -191,7 +193,7 @@ class LocalGroup:
     def _write_configurations(self) -> None:
         """Choose ports and write one file for each node."""
         self.directory.mkdir(parents=True, exist_ok=True)
-        ports = free_ports(self._count)
+        ports = self._choose_ports(self._count)
         peers = [Peer(f"n{number}", _HOST, port) for number, port in enumerate(ports)]
         for peer in peers:
             values = {
@@ -207,6 +209,14 @@ class LocalGroup:
             config = DLedgerConfig.from_file(path, env={})
             self.nodes[peer.node_id] = LocalNode(peer, path, self.directory / f"{peer.node_id}.log", config)
 
+    def _choose_ports(self, count: int) -> list[int]:
+        """Return a port for each node; asked again where one was taken in between."""
+        return free_ports(count)
+
+    def _command(self, node: LocalNode) -> list[str]:
+        """Return the arguments of the interpreter that runs a node."""
+        return ["-m", "dledger", "start", "-c", str(node.conf_path)]
+
     def _spawn(self, node: LocalNode) -> None:
         """Start one process. It has a session of its own, so that Ctrl-C on the terminal reaches only us."""
         package_root = str(Path(__file__).resolve().parents[1])
@@ -216,14 +226,14 @@ class LocalGroup:
         env |= {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
         with open(node.log_path, "ab") as log:
             node.process = subprocess.Popen(
-                [self._python, "-m", "dledger", "start", "-c", str(node.conf_path)],
+                [self._python, *self._command(node)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 env=env,
                 start_new_session=True,
             )
-        node.paused = False
+        node.paused = node.end_asked = False
         node.exit_code = None
 
     async def stop(self, timeout: float = _STOP_S) -> None:
@@ -270,6 +280,7 @@ class LocalGroup:
 
     def _signal(self, node: LocalNode, number: signal.Signals) -> None:
         if node.process is not None and node.process.poll() is None:
+            node.end_asked |= number in {signal.SIGTERM, signal.SIGINT, signal.SIGKILL}
             node.process.send_signal(number)
 
     async def _reap(self, node: LocalNode, timeout: float) -> None:
@@ -349,7 +360,7 @@ class LocalGroup:
         for node in self.nodes.values():
             if node.process is not None and node.pid is None and node.exit_code is None:
                 node.exit_code = node.process.poll()
-                if node.exit_code != -signal.SIGKILL:
+                if not node.end_asked and node.exit_code != -signal.SIGKILL:
                     tail = node.log_tail()
                     last_line = tail.rpartition("\n")[2]
                     raise UnavailableError(f"{node.node_id} ended with exit code {node.exit_code}: {last_line}\n{tail}")

@@ -6,8 +6,10 @@ Puts the parts together: configuration → store → gRPC edge → driver. All d
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 
 from dledger.config import DLedgerConfig
@@ -17,10 +19,15 @@ from dledger.driver.pending import Done
 from dledger.driver.roles import RoleChangeHandler
 from dledger.driver.state_machine import StateMachine
 from dledger.errors import IndexOutOfRangeError
+from dledger.metrics.health import Readiness, readiness
+from dledger.metrics.peers import MeteredTransport
+from dledger.observer import NodeObserver
 from dledger.raft.messages import EntryType, NodeId
 from dledger.rpc.options import NetworkOptions
 from dledger.rpc.server import GrpcServer
 from dledger.rpc.transport import GrpcTransport
+from dledger.security.listen import check_listeners
+from dledger.security.node import node_security
 from dledger.storage.entry import RawSlice, iter_entries
 from dledger.storage.filesystem import FileSystem, RealFileSystem
 from dledger.storage.log_store import LogStore, StoreOptions
@@ -47,6 +54,7 @@ class DLedgerServer:
         self._handlers: list[RoleChangeHandler] = []
         self._driver: Driver | None = None
         self._grpc: GrpcServer | None = None
+        self._observer: NodeObserver | None = None
         self._stopping = False
 
     @property
@@ -60,6 +68,15 @@ class DLedgerServer:
             raise RuntimeError("the server has not been started: await server.start()")
         return self._driver
 
+    @property
+    def metrics_address(self) -> str | None:
+        """``host:port`` of /metrics, /livez and /readyz once started; None: not served (``metricsPort``)."""
+        return None if self._observer is None else self._observer.address
+
+    def readiness(self) -> Readiness:
+        """Whether this node lives and is fit for use, as the probes say."""
+        return readiness(self.driver)
+
     def add_role_change_handler(self, handler: RoleChangeHandler) -> None:
         """Register before `start`; see `RoleChangeHandler`."""
         self._handlers.append(handler)
@@ -68,41 +85,73 @@ class DLedgerServer:
         """Open the folder, take the port, join the group. Returns at once; a leader may take a moment.
 
         Raises:
+            ConfigError: a certificate, the tokens, or a plaintext address that others can reach.
             StoreLockedError: another process has the folder.
             StorageError: the folder belongs to another group or node, or its log is damaged.
             UnavailableError: the port is taken.
         """
         config = self.config
+        check_listeners(config)
+        tls, tokens = node_security(config)
         disk = ThreadExecutor(f"disk-{config.self_id}")
         reader = ThreadExecutor(f"read-{config.self_id}", _READ_THREADS)
         filesystem: FileSystem = MemoryFileSystem(track=False) if config.store_type == "MEMORY" else RealFileSystem()
-        store = await disk.run(self._open_store, filesystem)
-        network = NetworkOptions(vote_timeout_ms=config.election_timeout_ms)
+        try:
+            store = await disk.run(self._open_store, filesystem)
+        except BaseException:
+            disk.shutdown()
+            reader.shutdown()
+            raise
+        network = NetworkOptions(
+            vote_timeout_ms=config.election_timeout_ms,
+            max_connections=config.max_connections,
+            max_client_streams=config.max_streams,
+            slow_reader_timeout_ms=config.slow_reader_timeout_ms,
+        )
         members = {peer.node_id: peer.address for peer in config.peers}
-        transport = GrpcTransport(config.group, config.self_id, members, network)
+        transport = GrpcTransport(config.group, config.self_id, members, network, tls)
+        metered = MeteredTransport(transport)
         driver = Driver(
             config,
             store,
-            transport,
+            metered,
             disk=disk,
             reader=reader,
             rng=random.Random(),
             state_machine=self._state_machine,
+            clock=time.monotonic,
         )
         for handler in self._handlers:
             driver.add_role_change_handler(handler)
-        grpc_server = GrpcServer(driver, transport, config.bind_address, network)
+        grpc_server = GrpcServer(
+            driver,
+            transport,
+            config.bind_address,
+            network,
+            tls=tls,
+            client_port=config.tls_client_port,
+            tokens=tokens,
+        )
+        observer = NodeObserver(driver, metered, grpc_server, tokens)
         try:
             await grpc_server.start()
+            await observer.listen()
         except BaseException:
+            await observer.stop()
+            await grpc_server.stop()
             await disk.run(store.close)
             disk.shutdown()
             reader.shutdown()
             raise
-        self._driver, self._grpc = driver, grpc_server
-        await driver.start()
-        grpc_server.set_serving(True)
-        driver.failure.add_done_callback(lambda _: grpc_server.set_serving(False))
+        self._driver, self._grpc, self._observer = driver, grpc_server, observer
+        try:
+            await driver.start()
+            observer.start()
+        except BaseException:
+            # Never leave a listening server behind: gRPC's threads must not outlive the loop.
+            with contextlib.suppress(Exception):
+                await self.stop()
+            raise
 
     def _open_store(self, filesystem: FileSystem) -> LogStore:
         config = self.config
@@ -125,9 +174,11 @@ class DLedgerServer:
         if self._driver is None or self._stopping:
             return
         self._stopping = True
-        if self._grpc is not None:
-            self._grpc.set_serving(False)
+        if self._observer is not None:
+            self._observer.stopping()
         await self._driver.stop()
+        if self._observer is not None:
+            await self._observer.stop()
         if self._grpc is not None:
             await self._grpc.stop(0.2)
         if not self._driver.failure.done():

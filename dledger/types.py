@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from dledger.raft.messages import EntryType
 
-__all__ = ["AppendResult", "BatchResult", "Entry", "IndexRun", "NodeStatus", "PeerStatus", "ReadMode"]
+__all__ = [
+    "AppendResult",
+    "BatchResult",
+    "Entry",
+    "IndexRun",
+    "LogRun",
+    "NodeEvent",
+    "NodeStatus",
+    "PeerStatus",
+    "ReadMode",
+]
 
 
 class ReadMode(enum.Enum):
@@ -86,6 +97,26 @@ class PeerStatus:
     inflight_count: int = 0
     state: str = ""
     last_contact_ms: int = -1
+    sent: Mapping[str, int] = field(default_factory=dict)
+    """Messages to this peer by kind (``AppendEntries``, ``Heartbeat``, …) since the node started."""
+
+
+@dataclass(frozen=True, slots=True)
+class LogRun:
+    """Entries of one term: from ``first_index`` to where the next run begins."""
+
+    first_index: int
+    term: int
+
+
+@dataclass(frozen=True, slots=True)
+class NodeEvent:
+    """Something that happened at a node. ``number`` counts from 1 since it started; names as in its log."""
+
+    number: int
+    age_ms: int
+    name: str
+    facts: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,3 +152,10 @@ class NodeStatus:
     role_since_ms: int = 0
     fsync_p99_us: int = -1
     note: str = ""
+    append_p50_us: int = -1
+    append_p99_us: int = -1
+    election_left_ms: int = -1
+    election_timeout_ms: int = -1
+    tail: tuple[LogRun, ...] = field(default=())
+    truncated_count: int = 0
+    events: tuple[NodeEvent, ...] = field(default=())

@@ -1,15 +1,18 @@
 #!/usr/bin/env bash
-# A three-node group from conf/dledger, like RocketMQ's fast-try.sh but with an end to it:
+# A name server and three brokers on one replicated log, from conf/dledger, like RocketMQ's bin/dledger/fast-try.sh but
+# with an end to it:
 #
 #   scripts/fast-try.sh start|stop|restart|status|kill-leader [CONF...]
 #
-# start returns when a leader has committed. stop ends only the processes that start made. Without CONF:
-# conf/dledger/broker-n0.conf, -n1 and -n2. Logs and pid files are in dledger-fast-try-data (or DLEDGER_RUN_DIR).
+# start returns when there is a master and every broker's log has caught up. stop ends only the processes that start
+# made. Without CONF: conf/dledger/broker-n0.conf, -n1 and -n2. Brokers of several groups may be named together; the
+# first CONF's group is the one that is waited for and whose master kill-leader kills. Logs and pid files are in
+# dledger-fast-try-data (or DLEDGER_RUN_DIR).
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
 
 run_dir=${DLEDGER_RUN_DIR:-$repository/dledger-fast-try-data}
-wait_s=30
+wait_s=${DLEDGER_WAIT_S:-60}
 
 usage() { say "usage: scripts/fast-try.sh start|stop|restart|status|kill-leader [CONF...]"; exit 2; }
 
@@ -21,24 +24,41 @@ if [[ ${#confs[@]} -eq 0 ]]; then
     confs=("$repository"/conf/dledger/broker-n{0,1,2}.conf)
 fi
 
-dledger() { "$venv/bin/python" -m dledger "$@"; }
-
 # What is exported for clients must not become the settings of the nodes.
 for variable in "${!DLEDGER_@}"; do
     [[ $variable == DLEDGER_PYTHON ]] || unset "$variable"
 done
+unset NAMESRV_ADDR
 
-# Print the pid file of a CONF, or with a second argument that of another node of its group.
-pid_file_of() {
-    local group self_id
-    { read -r group; read -r self_id; } < <(dledger config show -c "$1" | sed -n 's/^dLegerGroup=//p; s/^dLegerSelfId=//p')
-    echo "$run_dir/$group-${2:-$self_id}.pid"
+run() { PYTHONPATH="$repository${PYTHONPATH:+:$PYTHONPATH}" "$venv/bin/python" -m "$@"; }
+dledger() { run dledger "$@"; }
+mqadmin() { run broker_adapter.admin "$@"; }
+
+# Read the effective settings of every CONF: name[], port[], and group, namesrv, brokers (how many) of the first one's.
+declare -A name port
+read_confs() {
+    local conf settings own
+    brokers=0
+    for conf in "${confs[@]}"; do
+        settings=$(run broker_adapter.broker.main -c "$conf" -p) || exit 4
+        setting() { sed -n "s/^$1=//p" <<<"$settings"; }
+        [[ $(setting enableDLegerCommitLog) == true ]] ||
+            { say "$conf: not a broker on a replicated log (enableDLegerCommitLog=true)"; exit 4; }
+        own=$(setting dLegerGroup)
+        name[$conf]=$own-$(setting dLegerSelfId)
+        port[$conf]=$(setting listenPort)
+        group=${group:-$own}
+        broker_name=${broker_name:-$(setting brokerName)}
+        namesrv=${namesrv:-$(setting namesrvAddr | cut -d';' -f1)}
+        [[ $own != "$group" ]] || brokers=$((brokers + 1))
+    done
+    [[ -n $namesrv ]] || { say "${confs[0]}: namesrvAddr is not set"; exit 4; }
 }
 
 # A process id alone may have been given to someone else; with its start time it is ours.
 started_at() { awk '{ sub(/.*\) /, ""); print $20 }' "/proc/$1/stat" 2>/dev/null || true; }
 
-# Print the pid of the node of a pid file if that very process still runs.
+# Print the pid of a pid file if that very process still runs.
 live_pid() {
     local pid started
     [[ -f $1 ]] || return 1
@@ -49,45 +69,81 @@ live_pid() {
     echo "$pid"
 }
 
-check_confs() {
-    dledger config check "${confs[@]}" >&2 || exit 4
-}
-
-start_node() {
-    local conf=$1 pid_file=$2 name pid
-    name=$(basename "$pid_file" .pid)
+# launch NAME MODULE ARGUMENTS...
+launch() {
+    local name=$1 pid_file="$run_dir/$1.pid" pid
+    shift
     if pid=$(live_pid "$pid_file"); then
         say "$name runs already (pid $pid)"
         return 0
     fi
-    nohup "$venv/bin/python" -m dledger start -c "$conf" </dev/null >>"$run_dir/$name.log" 2>&1 &
+    PYTHONPATH="$repository${PYTHONPATH:+:$PYTHONPATH}" \
+        nohup "$venv/bin/python" -m "$@" </dev/null >>"$run_dir/$name.log" 2>&1 &
     pid=$!
     disown "$pid"
     echo "$pid $(started_at "$pid")" >"$pid_file"
     say "$name started (pid $pid)"
 }
 
-start() {
-    local conf pid_file code=0
-    check_confs
-    mkdir -p "$run_dir"
-    for conf in "${confs[@]}"; do
-        start_node "$conf" "$(pid_file_of "$conf")"
-    done
-    dledger status -c "${confs[0]}" --wait "$wait_s" --up "${#confs[@]}" || code=$?
-    if [[ $code -ne 0 ]]; then
-        for conf in "${confs[@]}"; do
-            pid_file=$(pid_file_of "$conf")
-            live_pid "$pid_file" >/dev/null || say "$(basename "$pid_file" .pid) has ended: $(tail -n 3 "${pid_file%.pid}.log")"
-        done
-        say "no leader after $wait_s s; logs in $run_dir"
-    fi
-    return "$code"
+# Print the address of the registered master of the first CONF's group, if there is one other than $1.
+master_address() {
+    mqadmin clusterList -n "$namesrv" -o json 2>/dev/null | "$venv/bin/python" -c '
+import json, sys
+try:
+    rows = json.load(sys.stdin)
+except ValueError:
+    rows = []
+masters = [r["address"] for r in rows if r["brokerName"] == sys.argv[1] and r["brokerId"] == 0 and r["up"]]
+print(next((address for address in masters if address != sys.argv[2]), ""))' "$broker_name" "${1:-}"
 }
 
-stop_node() {
-    local pid_file=$1 name pid _
-    name=$(basename "$pid_file" .pid)
+# wait_for_master [NOT]: until there is a master (at another address than NOT), print it.
+wait_for_master() {
+    local found deadline=$((SECONDS + wait_s))
+    while ((SECONDS < deadline)); do
+        found=$(master_address "${1:-}")
+        if [[ -n $found ]]; then
+            echo "$found"
+            return 0
+        fi
+        sleep 0.2
+    done
+    return 1
+}
+
+show() {
+    mqadmin clusterList -n "$namesrv"
+    echo
+    mqadmin dledgerStatus -n "$namesrv"
+}
+
+tell_ended() {
+    local conf log
+    for conf in "${confs[@]}"; do
+        log="$run_dir/${name[$conf]}.log"
+        live_pid "$run_dir/${name[$conf]}.pid" >/dev/null || say "${name[$conf]} has ended: $(tail -n 3 "$log")"
+    done
+    live_pid "$run_dir/namesrv.pid" >/dev/null || say "namesrv has ended: $(tail -n 3 "$run_dir/namesrv.log")"
+}
+
+start() {
+    local conf master
+    mkdir -p "$run_dir"
+    launch namesrv broker_adapter.namesrv.main --port "${namesrv##*:}"
+    for conf in "${confs[@]}"; do
+        launch "${name[$conf]}" broker_adapter.broker.main -c "$conf"
+    done
+    if ! dledger status -c "${confs[0]}" --wait "$wait_s" --up "$brokers" >/dev/null || ! master=$(wait_for_master); then
+        tell_ended
+        say "no master of all $brokers brokers after $wait_s s; logs in $run_dir"
+        return 3
+    fi
+    say "master: $master"
+    show
+}
+
+stop_one() {
+    local name=$1 pid_file="$run_dir/$1.pid" pid _
     if ! pid=$(live_pid "$pid_file"); then
         say "$name does not run"
         rm -f "$pid_file"
@@ -109,38 +165,40 @@ stop_node() {
 stop() {
     local conf
     for conf in "${confs[@]}"; do
-        stop_node "$(pid_file_of "$conf")"
+        stop_one "${name[$conf]}"
     done
-}
-
-leader_id() {
-    dledger status -c "${confs[0]}" -o json 2>/dev/null |
-        "$venv/bin/python" -c 'import json, sys; print(json.load(sys.stdin)["leader"] or "")' || true
+    stop_one namesrv
 }
 
 kill_leader() {
-    local leader pid_file pid began next table code=0
-    leader=$(leader_id)
-    [[ -n $leader ]] || { say "there is no leader"; exit 3; }
-    pid_file=$(pid_file_of "${confs[0]}" "$leader")
-    pid=$(live_pid "$pid_file") || die "the leader $leader was not started by this script"
-    began=$(date +%s%N)
-    kill -KILL "$pid"
-    say "kill -9 $pid ($leader, the leader)"
-    table=$(dledger status -c "${confs[0]}" --wait "$wait_s" --not "$leader") || code=$?
-    echo "$table"
-    next=$(sed -n '1s/.* leader \([^ ]*\) .*/\1/p' <<<"$table")
-    # Most of this is the start of the command that asks; clients are served again after tens of milliseconds.
-    say "${next:-nobody} leads; asked and answered $((($(date +%s%N) - began) / 1000000)) ms after the kill"
-    return "$code"
+    local master conf pid began next
+    master=$(master_address)
+    [[ -n $master ]] || { say "there is no master"; exit 3; }
+    for conf in "${confs[@]}"; do
+        [[ ${master##*:} == "${port[$conf]}" ]] || continue
+        pid=$(live_pid "$run_dir/${name[$conf]}.pid") || die "the master at $master was not started by this script"
+        began=$(date +%s%N)
+        kill -KILL "$pid"
+        say "kill -9 $pid (${name[$conf]}, the master at $master)"
+        next=$(wait_for_master "$master") || { say "no other master after $wait_s s"; exit 3; }
+        # Most of this is the start of the command that asks; clients are served again after tens of milliseconds.
+        say "master: $next; asked and answered $((($(date +%s%N) - began) / 1000000)) ms after the kill"
+        show
+        return 0
+    done
+    die "none of the files given is the master's ($master)"
 }
 
+case $action in
+    start | stop | restart | status | kill-leader | kill-master) ;;
+    *) usage ;;
+esac
 ensure_venv "ui,fast"
+read_confs
 case $action in
     start) start ;;
     stop) stop ;;
     restart) stop; start ;;
-    status) dledger status -c "${confs[0]}" ;;
-    kill-leader) kill_leader ;;
-    *) usage ;;
+    status) show ;;
+    kill-leader | kill-master) kill_leader ;;
 esac

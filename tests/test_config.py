@@ -158,7 +158,7 @@ def test_all_problems_come_at_once_with_their_places(tmp_path: Path) -> None:
         f'{path}:5:25: heartBeatTimeIntervalMs: "soon" is not a time; write milliseconds, or a number with ms, s, min or h',
         f'{path}:6:11: storeType: "TAPE" is not one of FILE, MEMORY',
         f'{path}:7:1: expected key=value, found "just words"',
-        f"{path}:8:15: maxEntryBytes: 9663676416 is out of range 1–4MiB",
+        f"{path}:8:15: maxEntryBytes: 9663676416 is out of range 1–7MiB",
     ]
 
 

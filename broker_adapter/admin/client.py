@@ -10,14 +10,16 @@ from typing import Any, Final
 
 from broker_adapter.message import Message, decode_message, iter_messages
 from broker_adapter.namesrv.route import MASTER_ID
+from broker_adapter.remoting.acl import signer_from_environment
 from broker_adapter.remoting.client import RemotingClient
 from broker_adapter.remoting.codes import PullSysFlag, RequestCode, ResponseCode
 from broker_adapter.remoting.command import Body, RemotingCommand
 from broker_adapter.remoting.errors import CommandError, RemotingConnectError, RemotingError
 
-__all__ = ["AdminClient", "BrokerAddress", "NotFoundError", "QueueRow", "parse_offset_table"]
+__all__ = ["AdminClient", "BrokerAddress", "NotFoundError", "QueueRow", "parse_consume_tps", "parse_offset_table"]
 
 _OFFSET_ROW: Final = re.compile(r"(\{[^{}]*\})\s*:\s*(\{[^{}]*\}|-?\d+)")
+_CONSUME_TPS: Final = re.compile(r'"consumeTps"\s*:\s*([0-9.]+)')
 _TIMEOUT_MS: Final = 5000
 
 
@@ -60,6 +62,12 @@ def parse_offset_table(body: bytes) -> list[QueueRow]:
     return sorted(rows, key=lambda row: (row.topic, row.broker_name, row.queue_id))
 
 
+def parse_consume_tps(body: bytes) -> float:
+    """Read the rate of a consume statistics body; 0 where there is none."""
+    found = _CONSUME_TPS.search(body.decode("utf-8", "replace"))
+    return float(found[1]) if found else 0.0
+
+
 class AdminClient:
     """Asks name servers in turn until one answers, and brokers by address.
 
@@ -68,7 +76,7 @@ class AdminClient:
 
     def __init__(self, namesrv: tuple[str, ...]) -> None:
         self._namesrv = namesrv
-        self._client = RemotingClient()
+        self._client = RemotingClient(signer=signer_from_environment())
 
     async def close(self) -> None:
         await self._client.close()

@@ -8,7 +8,14 @@ from typing import Any
 
 import click
 
-from broker_adapter.admin.client import AdminClient, BrokerAddress, NotFoundError, QueueRow, parse_offset_table
+from broker_adapter.admin.client import (
+    AdminClient,
+    BrokerAddress,
+    NotFoundError,
+    QueueRow,
+    parse_consume_tps,
+    parse_offset_table,
+)
 from broker_adapter.admin.main import EXIT_NOT_FOUND, cli, output_option, runs
 from broker_adapter.admin.output import message_fields, print_json, print_table, time_text
 from broker_adapter.message import Message, MessageFormatError, format_properties, parse_message_id
@@ -304,16 +311,18 @@ async def update_sub_group(
         print_json(value)
 
 
-async def _group_rows(client: AdminClient, group: str, topic: str | None) -> list[QueueRow]:
-    """Return a group's rows from every master."""
+async def _group_rows(client: AdminClient, group: str, topic: str | None) -> tuple[list[QueueRow], float]:
+    """Return a group's rows from every master, and the messages a second that it is handed."""
     rows: list[QueueRow] = []
+    tps = 0.0
     for broker in await client.brokers():
         if broker.is_master:
             answer = await client.ask(
                 broker.address, RequestCode.GET_CONSUME_STATS, {"consumerGroup": group, "topic": topic or ""}
             )
             rows += parse_offset_table(bytes(answer.body))
-    return rows
+            tps += parse_consume_tps(bytes(answer.body))
+    return rows, tps
 
 
 @cli.command("consumerProgress", help="Show how far consumer groups are; -g for one, queue by queue.")
@@ -324,7 +333,7 @@ async def _group_rows(client: AdminClient, group: str, topic: str | None) -> lis
 async def consumer_progress(client: AdminClient, group: str | None, topic: str | None, output: str) -> int:
     if group is None:
         return await _all_progress(client, output)
-    rows = await _group_rows(client, group, topic)
+    rows, tps = await _group_rows(client, group, topic)
     if not rows:
         raise NotFoundError(f'group "{group}" has consumed nothing and has no consumer')
     total = sum(row.value["brokerOffset"] - row.value["consumerOffset"] for row in rows)
@@ -339,7 +348,7 @@ async def consumer_progress(client: AdminClient, group: str | None, topic: str |
             }
             for row in rows
         ]
-        print_json({"group": group, "diffTotal": total, "queues": queues})
+        print_json({"group": group, "consumeTps": tps, "diffTotal": total, "queues": queues})
         return 0
     print_table(
         ["Topic", "Broker Name", "QID", "Broker Offset", "Consumer Offset", "Diff", "LastTime"],
@@ -357,7 +366,7 @@ async def consumer_progress(client: AdminClient, group: str | None, topic: str |
         ],
     )
     click.echo("")
-    click.echo("Consume TPS: 0.00")
+    click.echo(f"Consume TPS: {tps:.2f}")
     click.echo(f"Diff Total: {total}")
     return 0
 
@@ -370,8 +379,8 @@ async def _all_progress(client: AdminClient, output: str) -> int:
     masters = [broker for broker in await client.brokers() if broker.is_master]
     rows: list[dict[str, Any]] = []
     for group in groups:
-        queues = await _group_rows(client, group, None)
-        row: dict[str, Any] = {"group": group, "count": 0, "version": "", "type": "", "model": ""}
+        queues, tps = await _group_rows(client, group, None)
+        row: dict[str, Any] = {"group": group, "count": 0, "version": "", "type": "", "model": "", "tps": tps}
         for broker in masters:
             try:
                 info = await client.ask(
@@ -390,7 +399,10 @@ async def _all_progress(client: AdminClient, output: str) -> int:
     else:
         print_table(
             ["Group", "Count", "Version", "Type", "Model", "TPS", "Diff Total"],
-            [[r["group"], r["count"], r["version"], r["type"], r["model"], 0, r["diffTotal"]] for r in rows],
+            [
+                [r["group"], r["count"], r["version"], r["type"], r["model"], f"{r['tps']:.2f}", r["diffTotal"]]
+                for r in rows
+            ],
         )
     return 0
 

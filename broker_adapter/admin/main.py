@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Awaitable, Callable
 from functools import wraps
+from itertools import pairwise
 from typing import Any, Final, ParamSpec
 
 import click
@@ -64,7 +65,21 @@ def runs(function: Callable[..., Awaitable[int | None]]) -> Callable[..., int]:
     return command
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+class _Command(click.Command):
+    """A command. ``-o json`` and ``-o table`` say how to print even where ``-o`` is something else with upstream."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        for number, (option, value) in enumerate(pairwise(args)):
+            if option == "-o" and value in {"json", "table"}:
+                args = [*args[:number], "--output", *args[number + 1 :]]
+        return super().parse_args(ctx, args)
+
+
+class _Group(click.Group):
+    command_class = _Command
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 def cli() -> None:
     """Operate name servers and brokers. Results go to standard output, everything else to standard error."""
 

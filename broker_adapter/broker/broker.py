@@ -33,6 +33,8 @@ from broker_adapter.broker.slave_sync import SlaveSync
 from broker_adapter.broker.stats import BrokerStats
 from broker_adapter.broker.topics import TopicManager
 from broker_adapter.config import BrokerConfig, BrokerRole
+from broker_adapter.metrics import BrokerMetrics, RpcWatch
+from broker_adapter.remoting.acl import AccessControl, guarded
 from broker_adapter.remoting.client import RemotingClient
 from broker_adapter.remoting.codes import RequestCode, ResponseCode
 from broker_adapter.remoting.command import RemotingCommand
@@ -41,6 +43,7 @@ from broker_adapter.remoting.errors import CommandError
 from broker_adapter.remoting.server import RemotingServer
 from broker_adapter.store.api import MessageStore, StoreConfig
 from dledger.errors import DLedgerError, UnexpectedArgumentError
+from dledger.metrics.http import HttpServer
 
 __all__ = ["Broker", "store_config"]
 
@@ -49,7 +52,6 @@ _EXPIRE_CHECK_S: Final = 10.0
 _SAMPLE_S: Final = 1.0
 _HAND_OVER_S: Final = 2.0
 _CONNECT_TIMEOUT_MS: Final = 1000
-_LOG_STOPPED: Final = "stopped"
 
 _UNSUPPORTED: Final[dict[int, str]] = {
     int(RequestCode.END_TRANSACTION): "transactions are not supported by this broker",
@@ -126,10 +128,15 @@ class Broker:
         self._server = RemotingServer(
             max_idle_ms=config.channel_max_idle_seconds * 1000,
             max_inflight_count=config.send_queue_capacity,
+            max_connections=config.max_connections,
             on_close=self._connection_closed,
         )
         self._client = RemotingClient(connect_timeout_ms=_CONNECT_TIMEOUT_MS)
         self._tasks: list[asyncio.Task[None]] = []
+        self.acl: AccessControl | None = None
+        self.metrics_address: str | None = None
+        """``host:port`` of /metrics once started; None: not served."""
+        self._http: HttpServer | None = None
         self._started = False
         self._store_opened = False
         self._stopping = False
@@ -152,6 +159,9 @@ class Broker:
             DLedgerError: a port or a folder cannot be had, or the store cannot be opened.
         """
         self.failure = asyncio.get_running_loop().create_future()
+        if self.config.acl_enable:
+            self.acl = AccessControl(self.config.acl_path)
+            self._client.signer = self.acl.own_signer()
         self.port = await self._server.bind(self.config.bind_host or None, self.config.listen_port)
         self.address = format_address(self._host, self.port)
         self.store = self._open_store(self.config, (_numeric(self._host), self.port))
@@ -165,6 +175,11 @@ class Broker:
         if record is not None:
             self.roles.master_known(record)
         self._register_handlers()
+        if self.acl is not None:
+            self._server.handlers = {
+                code: guarded(handler, self.acl) for code, handler in self._server.handlers.items()
+            }
+        await self._serve_metrics()
         await self._server.serve()
         await self._listen_vip()
         self.offsets.start()
@@ -174,6 +189,7 @@ class Broker:
         self._tasks = [
             loop.create_task(self._expire_clients(), name="expire-clients"),
             loop.create_task(self._sample(), name="sample"),
+            loop.create_task(self._watch_store(), name="watch-store"),
         ]
         if not self.config.enable_dledger_commit_log:
             self._start_classic()
@@ -251,6 +267,30 @@ class Broker:
             self.slave_sync.start()
         self.registrar.kick()
 
+    @property
+    def remoting_server(self) -> RemotingServer:
+        """The server that clients are connected to."""
+        return self._server
+
+    async def _serve_metrics(self) -> None:
+        """Serve Prometheus and probes, if the file asks for it."""
+        config = self.config
+        if config.metrics_exporter_type.upper() != "PROM":
+            return
+        watch = self._server.watch = RpcWatch()
+        metrics = BrokerMetrics(self, watch)
+        routes = {
+            "/metrics": metrics.answer,
+            "/livez": metrics.livez,
+            "/readyz": metrics.readyz,
+            "/healthz": metrics.readyz,
+        }
+        host = config.metrics_prom_exporter_host or "127.0.0.1"
+        self._http = HttpServer(host, config.metrics_prom_exporter_port, routes)
+        port = await self._http.start()
+        self.metrics_address = format_address(host, port)
+        self._log.info("metrics_served", address=self.metrics_address)
+
     async def _listen_vip(self) -> None:
         """Old clients send to the port two below by default."""
         port = self.config.listen_port - _VIP_PORT_OFFSET
@@ -266,6 +306,8 @@ class Broker:
         if self._stopping:
             return
         self._stopping = True
+        if self._http is not None:
+            await self._http.stop()
         if not self._started:
             await self._server.stop(0)
             await self._client.close()
@@ -359,16 +401,13 @@ class Broker:
         while True:
             await asyncio.sleep(_SAMPLE_S)
             self.context.stats.sample()
-            self._watch_log()
 
-    def _watch_log(self) -> None:
-        """A log that has stopped by itself (a failed disk) ends the broker: it could never be anything again."""
-        status = self.store.dledger_status()
-        failure = self.failure
-        if status is None or status.note != _LOG_STOPPED or self._stopping or failure is None or failure.done():
-            return
-        self._log.critical("log_stopped", node_id=status.node_id)
-        failure.set_result(UnexpectedArgumentError("the replicated log has stopped; its own event says why"))
+    async def _watch_store(self) -> None:
+        """A store that has failed for good (a disk, a broken invariant) ends the broker: it serves nothing any more."""
+        error = await self.store.wait_failed()
+        self._log.critical("store_failed", error=str(error))
+        if self.failure is not None and not self.failure.done():
+            self.failure.set_result(error)
 
     # ------------------------------------------------------------------ the table of codes
 

@@ -113,7 +113,8 @@ class ConsumeProcessor:
         kind = str(data.get("expressionType") or "TAG") if isinstance(data, Mapping) else "TAG"
         if kind != "TAG":
             raise CommandError(
-                ResponseCode.SYSTEM_ERROR, f"The broker does not support consumer to filter message by {kind}"
+                ResponseCode.REQUEST_CODE_NOT_SUPPORTED,
+                f"The broker does not support consumer to filter message by {kind}",
             )
         return request.response()
 

@@ -220,7 +220,8 @@ class ManageProcessor:
                 last = await ctx.store.message_store_time(name, queue_id, at - 1) if at > 0 else 0
                 value = f'{{"brokerOffset":{end},"consumerOffset":{at},"lastTimestamp":{max(last, 0)}}}'
                 rows.append(f"{_queue_json(ctx.config.broker_name, name, queue_id)}:{value}")
-        return request.response(body=f'{{"consumeTps":0.0,"offsetTable":{{{",".join(rows)}}}}}'.encode())
+        tps = ctx.stats.consume_tps(group, topics)
+        return request.response(body=f'{{"consumeTps":{tps:.2f},"offsetTable":{{{",".join(rows)}}}}}'.encode())
 
     def topic_consumers(self, request: RemotingCommand, _connection: RemotingConnection) -> RemotingCommand:
         """QUERY_TOPIC_CONSUME_BY_WHO (300)."""

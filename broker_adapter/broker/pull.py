@@ -89,7 +89,7 @@ class PullProcessor:
             subscription = known
         if subscription.expression_type != "TAG":
             raise CommandError(
-                ResponseCode.SYSTEM_ERROR,
+                ResponseCode.REQUEST_CODE_NOT_SUPPORTED,
                 f"The broker does not support consumer to filter message by {subscription.expression_type}",
             )
         return subscription
@@ -165,6 +165,8 @@ class PullProcessor:
         stats.get_found_count += 1
         stats.get_count += len(result.buffers)
         stats.get_bytes += result.byte_count
+        key = (group_name, topic)
+        stats.consumed[key] = stats.consumed.get(key, 0) + len(result.buffers)
         connection.reply_with_buffers(request, response, result.buffers)
         return None
 

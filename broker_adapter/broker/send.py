@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Awaitable
 from dataclasses import dataclass
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 from broker_adapter.broker.context import BrokerContext, command_error
 from broker_adapter.broker.gate import FORWARDED_HOST_FIELD, is_forwarded
@@ -30,7 +30,7 @@ from broker_adapter.message import (
     set_property,
 )
 from broker_adapter.remoting.codes import MessageSysFlag, RequestCode, ResponseCode
-from broker_adapter.remoting.command import RemotingCommand
+from broker_adapter.remoting.command import TRUE_TEXTS, RemotingCommand
 from broker_adapter.remoting.connection import RemotingConnection
 from broker_adapter.remoting.errors import CommandError
 from broker_adapter.store.api import PutMessageStatus, PutResult
@@ -69,6 +69,10 @@ _LONG: Final = (
     "properties", "reconsumeTimes", "unitMode", "maxReconsumeTimes", "batch",
 )  # fmt: skip
 _SHORT: Final = tuple("abcdefghijklm")
+_MAX_RECONSUME: Final = 11
+_PLAIN_TYPES: Final = frozenset({str, int})
+_SEND_LONG: Final = int(RequestCode.SEND_MESSAGE)
+_SEND_BATCH: Final = int(RequestCode.SEND_BATCH_MESSAGE)
 _TRANSACTION_PROPERTY: Final = b"TRAN_MSG"
 _TRANSACTION_BITS: Final = 12
 _COMPRESSION_BITS: Final = 0x701
@@ -98,7 +102,25 @@ class _Header:
 
 
 def _parse_header(request: RemotingCommand) -> _Header:
-    names = _LONG if request.code == RequestCode.SEND_MESSAGE else _SHORT
+    names = _LONG if request.code == _SEND_LONG else _SHORT
+    values: list[Any] = [request.ext.get(name) for name in names]
+    if values[_MAX_RECONSUME] is None:
+        values[_MAX_RECONSUME] = -1
+    group, topic, default, nums, queue, sys_flag, born, flag, properties, reconsume, unit, maximum, batch = values
+    texts = type(group) is type(topic) is type(default) is type(properties) is type(unit) is type(batch) is str
+    if not texts or not _PLAIN_TYPES.issuperset(map(type, values)):
+        return _parse_loose_header(request, names)
+    try:
+        return _Header(
+            group, topic, default, int(nums), int(queue), int(sys_flag), int(born), int(flag), properties.encode(),
+            int(reconsume), unit in TRUE_TEXTS, int(maximum), batch in TRUE_TEXTS or request.code == _SEND_BATCH,
+        )  # fmt: skip
+    except ValueError:
+        return _parse_loose_header(request, names)
+
+
+def _parse_loose_header(request: RemotingCommand, names: tuple[str, ...]) -> _Header:
+    """Parse a header with fields left out, or in other JSON types."""
     group, topic, default, nums, queue, sys_flag, born, flag, properties, reconsume, unit, maximum, batch = names
     return _Header(
         request.text(group),
@@ -113,7 +135,7 @@ def _parse_header(request: RemotingCommand) -> _Header:
         request.integer_or(reconsume, 0),
         request.boolean_or(unit),
         request.integer_or(maximum, -1),
-        request.boolean_or(batch) or request.code == RequestCode.SEND_BATCH_MESSAGE,
+        request.boolean_or(batch) or request.code == _SEND_BATCH,
     )
 
 
@@ -228,6 +250,8 @@ class SendProcessor:
         if result.is_ok:
             stats.put_count += result.count
             stats.put_bytes += result.byte_count
+            topic = str(request.ext.get("b") or request.ext.get("topic"))
+            stats.put_by_topic[topic] = stats.put_by_topic.get(topic, 0) + result.count
         else:
             stats.put_failed_count += 1
         response = put_answer(request, result)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -28,6 +29,7 @@ class BrokerStats:
     def __init__(self) -> None:
         self.boot_timestamp_ms = int(time.time() * 1000)
         self.put_count = 0
+        self.put_by_topic: dict[str, int] = {}
         self.put_failed_count = 0
         self.put_bytes = 0
         self.get_count = 0
@@ -37,7 +39,10 @@ class BrokerStats:
         self.send_back_count = 0
         self.dead_letter_count = 0
         self.held_pull_count = 0
+        self.consumed: dict[tuple[str, str], int] = {}
+        """(group, topic) → messages handed out to it."""
         self._samples: deque[tuple[float, int, int, int]] = deque()
+        self._consumed: deque[tuple[float, dict[tuple[str, str], int]]] = deque()
         self.sample()
 
     def sample(self) -> None:
@@ -46,8 +51,17 @@ class BrokerStats:
         if self._samples and now - self._samples[-1][0] < _MIN_STEP_S:
             return
         self._samples.append((now, self.put_count, self.get_found_count, self.get_count))
+        self._consumed.append((now, dict(self.consumed)))
         while len(self._samples) > 2 and now - self._samples[1][0] >= _WINDOW_S:
             self._samples.popleft()
+            self._consumed.popleft()
+
+    def consume_tps(self, group: str, topics: Iterable[str]) -> float:
+        """Return the messages a second that a group was handed of some topics."""
+        at, before = self._consumed[0]
+        seconds = max(time.monotonic() - at, 0.001)
+        keys = [(group, topic) for topic in topics]
+        return sum(self.consumed.get(key, 0) - before.get(key, 0) for key in keys) / seconds
 
     def rates(self) -> Rates:
         """Return what passed per second since the oldest sample of the window."""

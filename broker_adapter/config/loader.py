@@ -10,11 +10,21 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from broker_adapter.config.model import KEYS, BrokerConfig, BrokerRole, FlushDiskType, Key
-from dledger.config import SETTINGS, DLedgerConfig, Setting
-from dledger.config.accepted import BROKER_KEYS, DLEDGER_KEYS
-from dledger.config.conf_file import parse_conf
-from dledger.config.peers import split_address
-from dledger.config.values import BadValueError, parse_boolean, parse_bytes, parse_integer, parse_milliseconds
+from broker_adapter.message import MESSAGE_OVERHEAD_BYTES
+from dledger.config import (
+    BROKER_KEYS,
+    DLEDGER_KEYS,
+    SETTINGS,
+    BadValueError,
+    DLedgerConfig,
+    Setting,
+    parse_boolean,
+    parse_bytes,
+    parse_conf,
+    parse_integer,
+    parse_milliseconds,
+    split_address,
+)
 from dledger.errors import ConfigError
 
 __all__ = ["dledger_config", "dledger_settings", "load"]
@@ -28,8 +38,8 @@ _SHARED: Final = frozenset(
 )
 """Keys that both the broker and the embedded node read."""
 
-_ENTRY_OVERHEAD_BYTES: Final = 64 * 1024
-_MAX_ENTRY_BYTES: Final = 4 * 1024 * 1024
+_MIN_BATCH_BYTES: Final = 4 * 1024 * 1024
+_MAX_ENTRY_BYTES: Final = next(setting.maximum for setting in SETTINGS if setting.key == "maxEntryBytes")
 
 
 @dataclass(slots=True)
@@ -199,6 +209,11 @@ def _together(state: _Load, name: str) -> list[str]:
     self_id = values.get("dledger_self_id", "")
     if self_id and not _DLEDGER_ID.fullmatch(self_id):
         problems.append(f'{where("dledger_self_id")}: dLegerSelfId: "{self_id}" is not a letter and a number, like n0')
+    if values.get("max_message_size_bytes", 0) + MESSAGE_OVERHEAD_BYTES > _MAX_ENTRY_BYTES:
+        problems.append(
+            f"{where('max_message_size_bytes')}: maxMessageSize: {values['max_message_size_bytes']} bytes do not fit "
+            f"an entry of the log; at most {_MAX_ENTRY_BYTES - MESSAGE_OVERHEAD_BYTES}"
+        )
     if problems:
         return problems
     try:
@@ -232,9 +247,10 @@ def dledger_settings(config: BrokerConfig) -> dict[str, str]:
     settings["storePathRootDir"] = config.store_path_root_dir
     settings["flushDiskType"] = config.effective_flush_disk_type.value
     settings.setdefault("mappedFileSizeForEntryData", str(config.mapped_file_size_commit_log_bytes))
-    entry = min(config.max_message_size_bytes + _ENTRY_OVERHEAD_BYTES, _MAX_ENTRY_BYTES - 48)
     room = int(config.mapped_file_size_commit_log_bytes) - 56
-    settings.setdefault("maxEntryBytes", str(min(entry, room)))
+    entry = min(config.max_message_size_bytes + MESSAGE_OVERHEAD_BYTES, room)
+    settings.setdefault("maxEntryBytes", str(entry))
+    settings.setdefault("maxBatchBytes", str(max(entry, _MIN_BATCH_BYTES)))
     return settings
 
 

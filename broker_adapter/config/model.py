@@ -77,7 +77,9 @@ class BrokerConfig:
     )
     bind_host: str = field(
         default="",
-        metadata=_row("bindAddress", "Address to listen on; empty: every interface. There is no access control."),
+        metadata=_row(
+            "bindAddress", "Address to listen on; empty: every interface. Set aclEnable where others reach it."
+        ),
     )
     namesrv_addr: tuple[str, ...] = field(
         default=(), metadata=_row("namesrvAddr", "Name servers, HOST:PORT, ;-separated. Default: NAMESRV_ADDR.")
@@ -313,6 +315,26 @@ class BrokerConfig:
         default=10_000,
         metadata=_row("forwardMaxPending", "Ours: such requests on the way at once; past it SYSTEM_BUSY.", minimum=1),
     )
+    acl_enable: bool = field(
+        default=False, metadata=_row("aclEnable", "Ask for AccessKey and Signature; the accounts stand in aclFile.")
+    )
+    acl_file: str = field(
+        default="",
+        metadata=_row("aclFile", "Ours: accounts in upstream's form. Empty: plain_acl.yml in storePathRootDir."),
+    )
+    max_connections: int = field(
+        default=10_000,
+        metadata=_row("maxConnections", "Ours: connections at once; further ones are closed.", minimum=8),
+    )
+    metrics_exporter_type: str = field(
+        default="DISABLE", metadata=_row("metricsExporterType", "PROM serves /metrics; DISABLE serves none.")
+    )
+    metrics_prom_exporter_port: int = field(
+        default=5557, metadata=_row("metricsPromExporterPort", "Port of /metrics, /livez, /readyz.", maximum=65535)
+    )
+    metrics_prom_exporter_host: str = field(
+        default="", metadata=_row("metricsPromExporterHost", "Address of the same; empty: 127.0.0.1.")
+    )
     log_level: str = field(default="info", metadata=_row("logLevel", "debug, info, warning or error."))
     log_format: str = field(default="auto", metadata=_row("logFormat", "auto, json or console."))
 
@@ -328,6 +350,11 @@ class BrokerConfig:
         object.__setattr__(self, "store_path_root_dir", os.path.expanduser(self.store_path_root_dir))
 
     # ------------------------------------------------------------------ derived
+
+    @property
+    def acl_path(self) -> str:
+        """Where the accounts are."""
+        return os.path.expanduser(self.acl_file) or os.path.join(self.store_path_root_dir, "plain_acl.yml")
 
     @property
     def commit_log_dir(self) -> str:

@@ -8,8 +8,7 @@ import click
 
 from broker_adapter.namesrv.server import NameServer, NameServerOptions
 from broker_adapter.process import pid_file, run_command, run_loop, serve
-from dledger.config.conf_file import parse_conf
-from dledger.config.values import BadValueError, parse_integer
+from dledger.config import BadValueError, parse_conf, parse_integer
 from dledger.errors import ConfigError
 from dledger.log import configure_logging
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Final
 
 from broker_adapter.remoting.command import RemotingCommand
-from broker_adapter.remoting.connection import Handler, RemotingConnection
+from broker_adapter.remoting.connection import Handler, RemotingConnection, Watch
 from broker_adapter.remoting.errors import RemotingConnectError, RemotingTimeoutError
 from broker_adapter.remoting.frame import DEFAULT_MAX_FRAME_BYTES
-from dledger.config.peers import split_address
+from dledger.config import split_address
 
 __all__ = ["RemotingClient"]
 
@@ -19,13 +20,20 @@ _CONNECT_TIMEOUT_MS: Final = 3000
 class RemotingClient:
     """Sends requests to addresses (``host:port``) and answers what the other side asks.
 
-    ``connect_timeout_ms`` bounds the making of a connection; each call has a time limit of its own.
+    ``connect_timeout_ms`` bounds the making of a connection; each call has a time limit of its own. ``signer`` signs
+    each request where the other side has access control.
     """
 
     def __init__(
-        self, *, connect_timeout_ms: int = _CONNECT_TIMEOUT_MS, max_frame_bytes: int = DEFAULT_MAX_FRAME_BYTES
+        self,
+        *,
+        connect_timeout_ms: int = _CONNECT_TIMEOUT_MS,
+        max_frame_bytes: int = DEFAULT_MAX_FRAME_BYTES,
+        signer: Callable[[RemotingCommand], None] | None = None,
     ) -> None:
         self.handlers: dict[int, Handler] = {}
+        self.watch: Watch | None = None
+        self.signer = signer
         self.max_frame_bytes = max_frame_bytes
         self.max_inflight_count = 10_000
         self.inflight_count = 0

@@ -26,7 +26,7 @@ from broker_adapter.remoting.errors import (
 )
 from broker_adapter.remoting.frame import FrameDecoder
 
-__all__ = ["Endpoint", "Handler", "RemotingConnection", "Reply", "format_address"]
+__all__ = ["Endpoint", "Handler", "RemotingConnection", "Reply", "Watch", "format_address"]
 
 Reply = RemotingCommand | None
 Handler = Callable[[RemotingCommand, "RemotingConnection"], Reply | Awaitable[Reply]]
@@ -48,6 +48,14 @@ def _address_of(info: object) -> str:
     return str(info or "")
 
 
+class Watch(Protocol):
+    """Is told of every request and of every answer to one."""
+
+    def began(self, connection: RemotingConnection, request: RemotingCommand) -> None: ...
+
+    def ended(self, connection: RemotingConnection, request: RemotingCommand, response_code: int) -> None: ...
+
+
 class Endpoint(Protocol):
     """What a connection belongs to: a server or a client."""
 
@@ -55,6 +63,9 @@ class Endpoint(Protocol):
     max_frame_bytes: int
     max_inflight_count: int
     inflight_count: int
+    watch: Watch | None
+    signer: Callable[[RemotingCommand], None] | None
+    """Signs what this endpoint asks (access control)."""
 
     def connection_opened(self, connection: RemotingConnection) -> None: ...
 
@@ -134,6 +145,9 @@ class RemotingConnection(asyncio.Protocol):
             if future is not None and not future.done():
                 future.set_result(command)
             return
+        watch = self._endpoint.watch
+        if watch is not None:
+            watch.began(self, command)
         handler = self._endpoint.handlers.get(command.code)
         if handler is None:
             self._refuse(
@@ -189,6 +203,8 @@ class RemotingConnection(asyncio.Protocol):
             return
         response.opaque = request.opaque
         response.flag = FLAG_RESPONSE
+        if self._endpoint.watch is not None:
+            self._endpoint.watch.ended(self, request, response.code)
         self._write(response, ())
 
     def reply_with_buffers(self, request: RemotingCommand, response: RemotingCommand, buffers: Sequence[Body]) -> None:
@@ -196,6 +212,8 @@ class RemotingConnection(asyncio.Protocol):
         if not request.flag & FLAG_ONEWAY:
             response.opaque = request.opaque
             response.flag = FLAG_RESPONSE
+            if self._endpoint.watch is not None:
+                self._endpoint.watch.ended(self, request, response.code)
             self._write(response, buffers)
 
     def _write(self, command: RemotingCommand, buffers: Sequence[Body]) -> None:
@@ -213,6 +231,8 @@ class RemotingConnection(asyncio.Protocol):
 
     def send_oneway(self, command: RemotingCommand) -> None:
         """Send a request that has no answer. A closed connection swallows it."""
+        if self._endpoint.signer is not None:
+            self._endpoint.signer(command)
         command.flag |= FLAG_ONEWAY
         command.opaque = self._next_opaque()
         self._write(command, ())
@@ -241,6 +261,8 @@ class RemotingConnection(asyncio.Protocol):
         if self._transport is None or self._transport.is_closing():
             future.set_exception(RemotingClosedError(f"the connection to {self.remote_address} is closed"))
             return future
+        if self._endpoint.signer is not None:
+            self._endpoint.signer(command)
         command.opaque = self._next_opaque()
         command.flag &= ~FLAG_RESPONSE
         self._calls[command.opaque] = future

@@ -9,7 +9,8 @@ from typing import Final
 
 import structlog
 
-from broker_adapter.remoting.connection import Handler, RemotingConnection, format_address
+from broker_adapter.remoting.command import RemotingCommand
+from broker_adapter.remoting.connection import Handler, RemotingConnection, Watch, format_address
 from broker_adapter.remoting.frame import DEFAULT_MAX_FRAME_BYTES
 from dledger.errors import UnexpectedArgumentError
 
@@ -22,7 +23,8 @@ class RemotingServer:
     """Serves the handlers of its table on one or more ports.
 
     ``max_idle_ms``: silence after which a connection is closed (upstream's serverChannelMaxIdleTimeSeconds).
-    ``max_inflight_count``: requests being handled at once; past it SYSTEM_BUSY.
+    ``max_inflight_count``: requests being handled at once; past it SYSTEM_BUSY. ``max_connections``: further ones are
+    closed at once.
     """
 
     def __init__(
@@ -31,9 +33,15 @@ class RemotingServer:
         max_frame_bytes: int = DEFAULT_MAX_FRAME_BYTES,
         max_idle_ms: int = 120_000,
         max_inflight_count: int = 10_000,
+        max_connections: int = 10_000,
         on_close: Callable[[RemotingConnection], None] | None = None,
     ) -> None:
         self.handlers: dict[int, Handler] = {}
+        self.watch: Watch | None = None
+        self.signer: Callable[[RemotingCommand], None] | None = None
+        self.refused_count = 0
+        """Connections closed at once because there were too many."""
+        self._max_connections = max_connections
         self.max_frame_bytes = max_frame_bytes
         self.max_inflight_count = max_inflight_count
         self.inflight_count = 0
@@ -105,6 +113,10 @@ class RemotingServer:
                 connection.close()
 
     def connection_opened(self, connection: RemotingConnection) -> None:
+        if len(self.connections) >= self._max_connections:
+            self.refused_count += 1
+            connection.abort()
+            return
         self.connections.add(connection)
 
     def connection_closed(self, connection: RemotingConnection) -> None:

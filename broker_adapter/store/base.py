@@ -47,8 +47,7 @@ from broker_adapter.store.consume_queue import BLANK_SIZE, UNIT, UNIT_BYTES, Con
 from broker_adapter.store.files import ColdReadError, FdPool, sync_paths, warm
 from broker_adapter.store.logic import LogicStore, now_ms
 from broker_adapter.store.state import StateTables
-from dledger.errors import StorageError
-from dledger.raft.messages import invariant
+from dledger.errors import StorageError, StorageFailedError
 
 __all__ = ["BaseMessageStore", "NotReadableYetError", "message_illegal", "service_not_available"]
 
@@ -201,6 +200,10 @@ class BaseMessageStore:
         """Check one message, stamp it, send a delayed one to the schedule topic. A result means: refused."""
         if len(message.topic.encode()) > MAX_TOPIC_BYTES:
             return message_illegal(f"the topic is longer than {MAX_TOPIC_BYTES} bytes")
+        if len(message.body) > self.config.max_message_size:
+            return message_illegal(
+                f"the body has {len(message.body)} bytes, maxMessageSize is {self.config.max_message_size}"
+            )
         if len(message.properties) > MAX_PROPERTIES_BYTES:
             return message_illegal(f"the properties are longer than {MAX_PROPERTIES_BYTES} bytes")
         if b"DELAY\x01" in message.properties and message.sys_flag & TRANSACTION_TYPE_MASK in {0, SysFlag.COMMIT}:
@@ -288,6 +291,22 @@ class BaseMessageStore:
             return old
         return new
 
+    def _transfer_limits(self, max_count: int, max_bytes: int | None) -> tuple[tuple[int, int], tuple[int, int]]:
+        """(bytes, messages) of one answer, for what is in memory and for what is not."""
+        if max_bytes is not None:
+            return (max_bytes, max_count), (max_bytes, max_count)
+        config = self.config
+        return (
+            (
+                config.max_transfer_bytes_on_message_in_memory,
+                min(max_count, config.max_transfer_count_on_message_in_memory),
+            ),
+            (
+                config.max_transfer_bytes_on_message_in_disk,
+                min(max_count, config.max_transfer_count_on_message_in_disk),
+            ),
+        )
+
     def _get(
         self,
         queue: ConsumeQueue,
@@ -305,7 +324,8 @@ class BaseMessageStore:
             result.status = GetMessageStatus.OFFSET_FOUND_NULL
             result.next_begin_offset = self._corrected(offset, min(following, queue.next_offset))
             return result
-        config, end, memory = self.config, self.max_physical_offset, self._memory_limit()
+        end, memory = self.max_physical_offset, self._memory_limit()
+        in_memory, on_disk = self._transfer_limits(max_count, max_bytes)
         buffers, cache = result.buffers, self.logic.cache
         byte_count = looked = 0
         skip_below = pulled = -1
@@ -315,14 +335,7 @@ class BaseMessageStore:
                 looked += 1
                 continue
             if buffers:
-                if max_bytes is not None:
-                    limit, limit_count = max_bytes, max_count
-                elif end - physical > memory:
-                    limit = config.max_transfer_bytes_on_message_in_disk
-                    limit_count = min(max_count, config.max_transfer_count_on_message_in_disk)
-                else:
-                    limit = config.max_transfer_bytes_on_message_in_memory
-                    limit_count = min(max_count, config.max_transfer_count_on_message_in_memory)
+                limit, limit_count = on_disk if end - physical > memory else in_memory
                 if len(buffers) >= limit_count or byte_count + size > limit:
                     pulled = physical
                     break
@@ -484,7 +497,10 @@ class BaseMessageStore:
             # One thread, so that an older one never comes last; shielded, so that what has begun is finished.
             await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._saver, save))
             self._unsynced.clear()
-            invariant(checkpoint.physical >= self._checkpoint_physical, "a checkpoint never goes back")
+            if checkpoint.physical < self._checkpoint_physical:
+                raise StorageFailedError(
+                    f"a checkpoint at {checkpoint.physical} after one at {self._checkpoint_physical}"
+                )
             self._checkpoint_physical = checkpoint.physical
 
     def _log_paths_to_sync(self, physical: int) -> list[str]:

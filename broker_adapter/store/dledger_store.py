@@ -23,18 +23,15 @@ from typing import Final
 
 from broker_adapter.message import (
     MESSAGE_MAGIC,
-    TRANSACTION_TYPE_MASK,
+    MESSAGE_OVERHEAD_BYTES,
     Message,
     MessageFormatError,
-    SysFlag,
     decode_batch,
     encode_message,
-    message_id,
 )
 from broker_adapter.store.api import (
     BrokerRole,
     HaStatus,
-    PutMessageStatus,
     PutResult,
     StateKind,
     StoreConfig,
@@ -43,44 +40,28 @@ from broker_adapter.store.base import BaseMessageStore, NotReadableYetError, mes
 from broker_adapter.store.checkpoint import LogicCheckpoint, remove_abort, touch_abort
 from broker_adapter.store.encode import batch_messages
 from broker_adapter.store.logic import StoredBytes, now_ms
+from broker_adapter.store.put_groups import ENTRY_HEADER_BYTES, Put, PutGroups
 from broker_adapter.store.state import STATE_MAGIC, decode_state, encode_state
 from dledger import (
-    BatchResult,
     DLedgerConfig,
-    DLedgerError,
     DLedgerServer,
     Entry,
     EntryType,
     NodeStatus,
     Outcome,
-    ResponseCode,
     RoleChangeHandler,
 )
 from dledger.errors import CorruptLogError, DiskFullError, LeaderNotReadyError, NotLeaderError, StoppedError
 
 __all__ = ["ENTRY_HEADER_BYTES", "DLedgerMessageStore", "dledger_config"]
 
-ENTRY_HEADER_BYTES: Final = 48
-_PLACE: Final = Struct(">qq")
 _HEAD: Final = Struct(">iI20xq")
 _HEAD_BYTES: Final = 36
 _DISPATCH_CHUNK: Final = 256
 _CHECKPOINT_BYTES: Final = 64 * 1024 * 1024
 _CHECKPOINT_SECONDS: Final = 10.0
 _DISK_FULL_RETRY_S: Final = 0.2
-_MAX_ENTRY_BYTES: Final = 4 * 1024 * 1024
-_BUSY: Final = "[PC_SYNCHRONIZED]broker busy, start flow control for a while"
-
-_NOT_AVAILABLE: Final = frozenset(
-    {
-        ResponseCode.INCONSISTENT_LEADER,
-        ResponseCode.NOT_LEADER,
-        ResponseCode.LEADER_NOT_READY,
-        ResponseCode.LEADER_TRANSFERRING,
-        ResponseCode.DISK_FULL,
-        ResponseCode.ILLEGAL_MEMBER_STATE,
-    }
-)
+_MIN_BATCH_BYTES: Final = 4 * 1024 * 1024
 
 
 def dledger_config(config: StoreConfig) -> DLedgerConfig:
@@ -89,6 +70,7 @@ def dledger_config(config: StoreConfig) -> DLedgerConfig:
     Raises:
         ConfigError: all problems at once.
     """
+    entry_bytes = config.max_message_size + MESSAGE_OVERHEAD_BYTES
     values = {
         "dLegerGroup": config.dledger_group or "",
         "dLegerSelfId": config.dledger_self_id or "",
@@ -96,89 +78,13 @@ def dledger_config(config: StoreConfig) -> DLedgerConfig:
         "storePathRootDir": config.store_path_root_dir,
         "flushDiskType": config.flush_disk_type.value,
         "mappedFileSizeForEntryData": str(config.mapped_file_size_commit_log),
-        "maxEntryBytes": str(min(_MAX_ENTRY_BYTES, max(config.max_message_size, 1024 * 1024))),
+        "maxEntryBytes": str(entry_bytes),
+        "maxBatchBytes": str(max(entry_bytes, _MIN_BATCH_BYTES)),
     }
     if config.preferred_leader_id:
         values["preferredLeaderId"] = config.preferred_leader_id
     values.update(config.dledger_settings)
     return DLedgerConfig.from_mapping(values)
-
-
-def put_status(error: Exception, *, has_position: bool) -> PutMessageStatus:
-    """Map the log's answer to a put status (upstream's table).
-
-    Once the entries have a position, they may commit whatever the answer says: then a refusal that promises the
-    opposite (SERVICE_NOT_AVAILABLE) becomes UNKNOWN_ERROR.
-    """
-    code = error.code if isinstance(error, DLedgerError) else ResponseCode.UNKNOWN
-    if code in {ResponseCode.WAIT_QUORUM_ACK_TIMEOUT, ResponseCode.LEADER_PENDING_FULL}:
-        return PutMessageStatus.OS_PAGECACHE_BUSY
-    if has_position:
-        return PutMessageStatus.UNKNOWN_ERROR
-    if code in _NOT_AVAILABLE:
-        return PutMessageStatus.SERVICE_NOT_AVAILABLE
-    if code is ResponseCode.UNEXPECTED_ARGUMENT:
-        return PutMessageStatus.MESSAGE_ILLEGAL
-    return PutMessageStatus.UNKNOWN_ERROR
-
-
-class _Put:
-    """One put on its way: its hook, its answer."""
-
-    __slots__ = ("_bumps", "_byte_count", "_count", "_future", "_key", "_physical", "_queue_offset", "_store", "_time")
-
-    def __init__(
-        self,
-        store: DLedgerMessageStore,
-        future: asyncio.Future[PutResult],
-        message: Message,
-        count: int,
-        byte_count: int,
-    ) -> None:
-        self._store = store
-        self._future = future
-        self._key = (message.topic.encode(), message.queue_id)
-        # Prepared and rolled back halves are in no queue: offset 0, none taken.
-        self._bumps = message.sys_flag & TRANSACTION_TYPE_MASK in {0, SysFlag.COMMIT}
-        self._time = message.store_timestamp
-        self._count = count
-        self._byte_count = byte_count
-        self._queue_offset = -1
-        self._physical: list[int] = []
-
-    def hook(self, pos: int, body: bytes) -> bytes:
-        physical = pos + ENTRY_HEADER_BYTES
-        queue_offset = 0
-        if self._bumps:
-            offsets = self._store.next_offsets
-            queue_offset = offsets.get(self._key, 0)
-            offsets[self._key] = queue_offset + 1
-        if not self._physical:
-            self._queue_offset = queue_offset
-        self._physical.append(physical)
-        return b"".join((body[:20], _PLACE.pack(queue_offset, physical), body[36:]))
-
-    def done(self, result: BatchResult | None, error: Exception | None) -> None:
-        if self._future.done():
-            return
-        if error is None and result is not None:
-            self._future.set_result(self._result(PutMessageStatus.PUT_OK, ""))
-            return
-        placed = bool(self._physical)
-        status = put_status(error or RuntimeError("no answer"), has_position=placed)
-        remark = str(error)
-        if status is PutMessageStatus.OS_PAGECACHE_BUSY:
-            remark = f"{_BUSY}: {remark}"
-        self._future.set_result(self._result(status, remark))
-
-    def _result(self, status: PutMessageStatus, remark: str) -> PutResult:
-        physical = self._physical
-        host = self._store.store_host_bytes
-        return PutResult(
-            status, self._queue_offset, physical[0] if physical else -1,
-            ",".join([message_id(host, at) for at in physical]), self._time, bool(physical), remark, self._count,
-            self._byte_count, self._key[1],
-        )  # fmt: skip
 
 
 class DLedgerMessageStore(BaseMessageStore):
@@ -187,6 +93,9 @@ class DLedgerMessageStore(BaseMessageStore):
     def __init__(self, config: StoreConfig) -> None:
         super().__init__(config)
         self._dledger_config = dledger_config(config)
+        self._max_stored_bytes = min(
+            config.max_message_size + MESSAGE_OVERHEAD_BYTES, self._dledger_config.max_entry_bytes
+        )
         self._role = BrokerRole.SLAVE
         self.applied_index = -1
         self._applied_term = -1
@@ -198,6 +107,7 @@ class DLedgerMessageStore(BaseMessageStore):
         self._applied_waiters: list[tuple[int, asyncio.Future[None]]] = []
         self._foreign_count = 0
         self._housekeeper: asyncio.Task[None] | None = None
+        self._watcher: asyncio.Task[None] | None = None
         self._started = False
         self._failed: asyncio.Future[BaseException] | None = None
 
@@ -208,6 +118,13 @@ class DLedgerMessageStore(BaseMessageStore):
         os.makedirs(self.root, exist_ok=True)
         self._open_threads()
         self._failed = asyncio.get_running_loop().create_future()
+        self._put_groups = PutGroups(
+            lambda bodies, done, hook: self._server.append_nowait(bodies, done=done, hook=hook),
+            refuse=self._refuse_put,
+            offsets=lambda: self.next_offsets,
+            host=self._store_host.hex().upper(),
+            max_waiting_bytes=self.config.put_message_pending_bytes,
+        )
         checkpoint = self.logic.load(LogicCheckpoint.load(self.logic.checkpoint_path))
         if checkpoint is not None:
             self.applied_index = checkpoint.entry_index
@@ -222,11 +139,15 @@ class DLedgerMessageStore(BaseMessageStore):
             raise
         self._started = True
         self._housekeeper = asyncio.get_running_loop().create_task(self._keep_checkpoints(), name="store-checkpoints")
-        self._server.driver.failure.add_done_callback(self._server_failed)
+        self._watcher = asyncio.get_running_loop().create_task(self._watch_server(), name="store-watch")
 
-    def _server_failed(self, failure: asyncio.Future[BaseException]) -> None:
-        if not failure.cancelled() and self._failed is not None and not self._failed.done():
-            self._failed.set_result(failure.result())
+    async def _watch_server(self) -> None:
+        """A log that stops by itself (a failed disk, a broken invariant) takes the store with it."""
+        try:
+            await self._server.wait_stopped()
+        except Exception as error:
+            if self._failed is not None and not self._failed.done():
+                self._failed.set_result(error)
             self._fail_waiters()
 
     def _fail_waiters(self) -> None:
@@ -253,7 +174,10 @@ class DLedgerMessageStore(BaseMessageStore):
             self._housekeeper.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._housekeeper
+        self._put_groups.close()
         await self._server.stop()
+        if self._watcher is not None:
+            await self._watcher
         self._fail_waiters()
         if self._failed is not None and self._failed.done():
             self._close_files()
@@ -288,10 +212,6 @@ class DLedgerMessageStore(BaseMessageStore):
     def server(self) -> DLedgerServer:
         """The embedded log node."""
         return self._server
-
-    @property
-    def store_host_bytes(self) -> bytes:
-        return self._store_host
 
     def add_role_change_handler(self, handler: RoleChangeHandler) -> None:
         self._server.add_role_change_handler(handler)
@@ -352,11 +272,10 @@ class DLedgerMessageStore(BaseMessageStore):
         except MessageFormatError as error:
             future.set_result(message_illegal(error.message))
             return future
-        if len(body) > self.config.max_message_size:
+        if len(body) > self._max_stored_bytes:
             future.set_result(self._too_large(len(body)))
             return future
-        put = _Put(self, future, message, 1, len(body))
-        self._server.append_nowait((body,), done=put.done, hook=put.hook)
+        self._put_groups.add(Put(future, message, (body,), len(body)))
         return future
 
     def put_messages(self, batch: Message) -> Awaitable[PutResult]:
@@ -372,15 +291,17 @@ class DLedgerMessageStore(BaseMessageStore):
             future.set_result(message_illegal(error.message))
             return future
         total = sum(map(len, bodies))
-        if total > self.config.max_message_size:
+        if total > self._max_stored_bytes:
             future.set_result(self._too_large(total))
             return future
-        put = _Put(self, future, batch, len(bodies), total)
-        self._server.append_nowait(bodies, done=put.done, hook=put.hook)
+        self._put_groups.add(Put(future, batch, bodies, total))
         return future
 
     def _too_large(self, size: int) -> PutResult:
-        return message_illegal(f"{size} bytes to store, maxMessageSize is {self.config.max_message_size}")
+        return message_illegal(
+            f"{size} bytes to store, the limit is {self._max_stored_bytes} "
+            f"(maxMessageSize {self.config.max_message_size})"
+        )
 
     def _refuse_put(self) -> PutResult | None:
         if not self._started:

@@ -42,17 +42,13 @@ _CHUNK: Final = 4096
 IndexKey = tuple[int, int, int]
 """(key hash, physical offset, store timestamp ms)."""
 
-_31_POW_2: Final = 31**2
 _31_POW_4: Final = 31**4
-_31_POW_6: Final = 31**6
 _31_POW_8: Final = 31**8 & 0xFFFFFFFF
-_31_POW_10: Final = 31**10 & 0xFFFFFFFF
-_31_POW_12: Final = 31**12 & 0xFFFFFFFF
 _MAX_CACHED: Final = 100_000
 _clients: dict[bytes, int] = {}
-"""``topic#`` and the first 20 characters of a unique id → their hash, times 31^12."""
-_pairs: dict[bytes, int] = {}
-"""Two characters → their hash."""
+"""``topic#`` and the first 24 characters of a unique id → their hash, times 31^8."""
+_fours: dict[bytes, int] = {}
+"""Four characters → their hash."""
 
 
 @lru_cache(maxsize=4096)
@@ -68,18 +64,9 @@ def key_hash(topic: bytes, key: bytes) -> int:
     """
     if len(key) == 32:
         try:
-            value = (
-                _clients[topic + key[:20]]
-                + _pairs[key[20:22]] * _31_POW_10
-                + _pairs[key[22:24]] * _31_POW_8
-                + _pairs[key[24:26]] * _31_POW_6
-                + _pairs[key[26:28]] * _31_POW_4
-                + _pairs[key[28:30]] * _31_POW_2
-                + _pairs[key[30:]]
-            )
+            value = _clients[topic + key[:24]] + _fours[key[24:28]] * _31_POW_4 + _fours[key[28:]]
         except KeyError:
-            _learn(topic, key)
-            value = _plain_hash(topic, key)
+            value = _learned(topic, key)
     else:
         value = _plain_hash(topic, key)
     value &= 0xFFFFFFFF
@@ -95,15 +82,21 @@ def _plain_hash(topic: bytes, key: bytes) -> int:
     return java_hash_text(topic.decode("utf-8", "replace") + "#" + key.decode("utf-8", "replace"))
 
 
-def _learn(topic: bytes, key: bytes) -> None:
-    """Remember the parts of a unique id; one beyond ASCII hashes otherwise and is never found among them."""
+def _learned(topic: bytes, key: bytes) -> int:
+    """Hash a unique id and remember its parts; one beyond ASCII hashes otherwise and is never found among them."""
     if not key.isascii():
-        return
+        return _plain_hash(topic, key)
     if len(_clients) > _MAX_CACHED:
         _clients.clear()
-    _clients[topic + key[:20]] = (_plain_hash(topic, key[:20]) & 0xFFFFFFFF) * _31_POW_12
-    for at in range(20, 32, 2):
-        _pairs[key[at : at + 2]] = key[at] * 31 + key[at + 1]
+    if len(_fours) > _MAX_CACHED:
+        _fours.clear()
+    head = topic + key[:24]
+    if head not in _clients:
+        _clients[head] = (_plain_hash(topic, key[:24]) & 0xFFFFFFFF) * _31_POW_8
+    for part in (key[24:28], key[28:]):
+        if part not in _fours:
+            _fours[part] = java_hash(part)
+    return _clients[head] + _fours[key[24:28]] * _31_POW_4 + _fours[key[28:]]
 
 
 class IndexFile:

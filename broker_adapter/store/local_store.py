@@ -20,6 +20,7 @@ from typing import Any, Final
 from broker_adapter.ha.master import HaMaster
 from broker_adapter.ha.slave import HaSlave
 from broker_adapter.message import (
+    MESSAGE_OVERHEAD_BYTES,
     TRANSACTION_TYPE_MASK,
     Message,
     MessageFormatError,
@@ -314,9 +315,11 @@ class LocalMessageStore(BaseMessageStore):
         """Give the messages their places and have them written at the end of this loop turn."""
         config = self.config
         total = sum(map(len, bodies))
-        limit = min(config.max_message_size, self.commit_log.file_bytes - MIN_BLANK_BYTES)
+        limit = min(config.max_message_size + MESSAGE_OVERHEAD_BYTES, self.commit_log.file_bytes - MIN_BLANK_BYTES)
         if total > limit:
-            return message_illegal(f"{total} bytes to store, maxMessageSize is {limit}")
+            return message_illegal(
+                f"{total} bytes to store, the limit is {limit} (maxMessageSize {config.max_message_size})"
+            )
         key = (message.topic.encode(), message.queue_id)
         bumps = message.sys_flag & TRANSACTION_TYPE_MASK in {0, SysFlag.COMMIT}
         offsets, log = self._next_offsets, self.commit_log

@@ -36,7 +36,8 @@ __all__ = ["DelayLevels", "LogicStore", "StoredBytes"]
 StoredBytes = tuple[bytes, int, int]
 """(buffer, where in it the message starts, physical offset of the message)."""
 
-_FIXED_V4: Final = Struct(">iIiiiqqi16xq20xi")
+_FIXED_V4: Final = Struct(">i8xi4xq8xi16xq20xi")
+"""Total size, queue id, queue offset, sysFlag, store timestamp, body length (IPv4 hosts)."""
 _LONG: Final = Struct(">q")
 _INT: Final = Struct(">i")
 _SCHEDULE: Final = SCHEDULE_TOPIC.encode()
@@ -206,19 +207,21 @@ class LogicStore:
         queues, cache, pack_unit, unpack = self.queues, self.cache, UNIT.pack, _FIXED_V4.unpack_from
         index_enabled = self._index_enabled
         store_timestamp = 0
+        topic, last_id, queue = b"", -1, None
         for buffer, at, physical in messages:
-            total, _, _, queue_id, _, queue_offset, _, sys_flag, store_timestamp, body_length = unpack(buffer, at)
+            total, queue_id, queue_offset, sys_flag, store_timestamp, body_length = unpack(buffer, at)
             topic_at = at + 88 + body_length
             if sys_flag & _V6_FLAGS:
                 store_timestamp, topic_at = _v6_fields(buffer, at, sys_flag)
             topic_end = topic_at + 1 + buffer[topic_at]
-            topic = buffer[topic_at + 1 : topic_end]
             properties = buffer[topic_end + 2 : at + total]
             transaction = sys_flag & 12
-            if transaction in {0, 8}:
-                queue = queues.get((topic, queue_id))
+            # Neighbours are often of the same queue: a batch is, to begin with.
+            if queue_id != last_id or buffer[topic_at + 1 : topic_end] != topic:
+                topic, last_id, queue = buffer[topic_at + 1 : topic_end], queue_id, None
+            if not transaction or transaction == 8:
                 if queue is None:
-                    queue = self._queue(topic, queue_id)
+                    queue = queues.get((topic, queue_id)) or self._queue(topic, queue_id)
                 units = queue.units
                 if not units:
                     touched.append(queue)

@@ -41,6 +41,7 @@ __all__ = [
     "replay_line",
     "resolve_losses",
     "run_chaos",
+    "run_chaos_on",
     "usable_faults",
 ]
 
@@ -114,13 +115,21 @@ def usable_faults(faults: tuple[Fault, ...], *, own: bool) -> tuple[tuple[Fault,
 
 @dataclass(slots=True)
 class _Subject:
-    """A group as a run sees it. ``direct``: addresses for watching; ``addresses``: where append clients go."""
+    """A group as a run sees it. ``direct``: addresses for watching; ``addresses``: where append clients go.
+
+    ``lives_on``: the group is ours to hurt, but its log has others' entries, and it runs on afterwards.
+    """
 
     group: str
     direct: dict[str, str]
     addresses: dict[str, str]
     local: ChaosGroup | None
     fabric: Fabric | None
+    lives_on: bool = False
+
+    @property
+    def owns_log(self) -> bool:
+        return self.local is not None and not self.lives_on
 
     def log_paths(self) -> dict[str, Path]:
         return {} if self.local is None else {node_id: node.log_path for node_id, node in self.local.nodes.items()}
@@ -180,6 +189,18 @@ async def run_chaos(options: ChaosOptions, observer: Observer) -> Record:
     return record
 
 
+async def run_chaos_on(group: ChaosGroup, options: ChaosOptions, observer: Observer) -> Record:
+    """Run it on a group that somebody started in this process, and that runs on afterwards.
+
+    Every node is killed and restarted at the end, as in any run. Files are not compared: that takes stopped nodes.
+    """
+    record = Record()
+    direct = {node_id: node.address for node_id, node in group.nodes.items()}
+    subject = _Subject(group.group, direct, group.addresses(), group, group.fabric, lives_on=True)
+    await _Run(options, subject, record, observer).run()
+    return record
+
+
 class _Run:
     """One run against one group."""
 
@@ -192,7 +213,7 @@ class _Run:
         self._clock: Clock = lambda: time.monotonic() - began
         self._states: dict[str, str] = {}
         # A log of our own holds this run's entries alone, and any other is a finding.
-        self._prefix = "" if subject.local is not None else f"chaos-{secrets.token_hex(4)}/"
+        self._prefix = "" if subject.owns_log else f"chaos-{secrets.token_hex(4)}/"
         self._ended = False
         self._load = ClientLoad(
             record.history,
@@ -249,13 +270,13 @@ class _Run:
                 if isinstance(ended, Exception):  # a run that was not watched to its end has shown less than it says
                     self._record.meta.setdefault("problems", []).append(f"watching failed: {ended!r}")
             await self._monitor.stop()
-        if self._subject.local is not None and "error" not in self._record.meta:
+        if self._subject.local is not None and self._subject.owns_log and "error" not in self._record.meta:
             await self._compare(self._subject.local)
         self._finish()
 
     async def _base(self) -> int:
         """The first index that may be this run's."""
-        return 0 if self._subject.local is not None else await self._admin.commit_index() + 1
+        return 0 if self._subject.owns_log else await self._admin.commit_index() + 1
 
     # ---------------------------------------------------------------- hurting
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from dledger.cli.completion import complete_keys
 from dledger.cli.exit_codes import ExitCode
 from dledger.cli.options import parse_overrides
 from dledger.config import SETTINGS, DLedgerConfig, Setting
@@ -76,7 +77,7 @@ def show(file: str | None, origin: bool, output: str, overrides: tuple[str, ...]
 
 
 @config.command()
-@click.argument("keys", nargs=-1)
+@click.argument("keys", nargs=-1, shell_complete=complete_keys)
 def explain(keys: tuple[str, ...]) -> None:
     """Explain KEYS; without one, list all keys."""
     by_name: dict[str, Setting] = {name.lower(): setting for setting in SETTINGS for name in setting.names}

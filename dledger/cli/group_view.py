@@ -94,8 +94,9 @@ class GroupView:
             return max(other.last_index for other in self._up) - node.last_index
         if node.node_id == self._leader.node_id:
             return 0
-        known = {peer.node_id: peer.lag_entries for peer in self._leader.peers}.get(node.node_id, -1)
-        return known if known >= 0 else max(self._leader.last_index - node.last_index, 0)
+        # A leader that has not heard of a peer since its election knows nothing of the peer's log.
+        known = {peer.node_id: peer.lag_entries for peer in self._leader.peers if peer.match_index >= 0}
+        return known.get(node.node_id, max(self._leader.last_index - node.last_index, 0))
 
     def _note(self, node: NodeStatus) -> str:
         notes = [node.note] if node.note else []

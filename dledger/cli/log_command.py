@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from dledger.storage.verify import Damage, VerifyReport
     from dledger.types import Entry
 
-__all__ = ["log"]
+__all__ = ["log", "node_folder"]
 
 
 @click.group()
@@ -39,7 +39,7 @@ def _filesystem() -> FileSystem:
     return ReadOnlyFiles()
 
 
-def _node_folder(directory: str) -> str:
+def node_folder(directory: str) -> str:
     """Return the node's folder: ``directory`` itself, or the only ``dledger-*`` in it."""
     path = Path(directory)
     if (path / "data").is_dir():
@@ -113,7 +113,7 @@ def verify(directory: str, output: str) -> int:
     """
     from dledger.storage.verify import verify_directory
 
-    report = verify_directory(_filesystem(), _node_folder(directory))
+    report = verify_directory(_filesystem(), node_folder(directory))
     if output == "json":
         click.echo(json.dumps(_as_json(report)))
     else:
@@ -143,7 +143,7 @@ def dump(directory: str, output: str, json_lines: bool, first: int, last: int | 
     wanted = "json" if json_lines else output
     if wanted == "table":
         out.write(f"{'POS':>14}  {'INDEX':>10}  {'TERM':>6}  {'TYPE':<8}  BODY\n".encode())
-    for entry in iter_directory(_filesystem(), _node_folder(directory)):
+    for entry in iter_directory(_filesystem(), node_folder(directory)):
         if last is not None and entry.index > last:
             break
         if entry.index >= first:

@@ -7,29 +7,45 @@ import importlib.util
 import os
 import sys
 from collections.abc import Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import click
 
 from dledger.cli.exit_codes import ExitCode
 from dledger.errors import ConfigError, DLedgerError
+from dledger.grpc_engine import prefer_polling
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 __all__ = ["COMMANDS", "cli", "main"]
 
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "start": ("dledger.cli.start:start", "Run one node until SIGTERM or Ctrl-C."),
     "status": ("dledger.cli.status:status", "Show every node: role, term, log, lag. Dead ones too."),
+    "health": ("dledger.cli.health:health", "Say in one line whether the group works; exit code 0 or 3."),
     "append": ("dledger.cli.append:append", "Append TEXT, or standard input line by line."),
     "get": ("dledger.cli.read:get", "Print one entry."),
     "tail": ("dledger.cli.read:tail", "Print entries in order; -f goes on with new ones."),
     "transfer": ("dledger.cli.leadership:transfer", "Hand leadership to another node."),
     "step-down": ("dledger.cli.leadership:step_down", "Make the leader give up leadership."),
+    "dev": ("dledger.cli.dev:dev", "A group on this machine to try things on, with a page."),
+    "kill": ("dledger.cli.dev:kill", "Kill -9 a node of the dev group."),
+    "pause": ("dledger.cli.dev:pause", "Stop a node of the dev group without ending it (SIGSTOP)."),
+    "resume": ("dledger.cli.dev:resume", "Let a paused node go on, or start a killed one again."),
+    "cut": ("dledger.cli.dev:cut", "Cut a node of the dev group off from the others."),
+    "heal": ("dledger.cli.dev:heal", "Undo kills, pauses and cuts in the dev group."),
+    "dashboard": ("dledger.cli.dashboard:dashboard", "Serve the live page of any group."),
+    "top": ("dledger.cli.top:top", "Watch a group in the terminal: roles, rates, lag, events."),
     "bench": ("dledger.cli.bench:bench", "Measure throughput and latency of appends."),
     "config": ("dledger.cli.config_command:config", "Check, show, explain or make configuration files."),
+    "certs": ("dledger.cli.certs:certs", "Make throw-away certificates for TLS."),
     "log": ("dledger.cli.log_command:log", "Verify or dump a data folder, offline."),
+    "unsafe-new-group": ("dledger.cli.unsafe:new_group", "Give a survivor's log to a new group. May lose entries."),
     "sim": ("dledger.sim.command:sim", "Run seeded simulations of a whole group."),
     "chaos": ("dledger.cli.chaos:chaos", "Hurt a group under load and say whether the log kept its promises."),
     "report": ("dledger.cli.chaos:report", "Judge a chaos run again from its history, and draw it."),
+    "completion": ("dledger.cli.completion:completion", "Print a completion script for bash, zsh or fish."),
     "version": ("dledger.cli.version:version", "Print versions."),
 }
 """Verb → (where it is, one line of help). The help stands here so that ``dledger --help`` imports none of them."""
@@ -52,6 +68,19 @@ class _LazyGroup(click.Group):
         module_name, _, attribute = COMMANDS[cmd_name][0].partition(":")
         command = getattr(importlib.import_module(module_name), attribute)
         return command if isinstance(command, click.Command) else None
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem[str]]:
+        """Names and help from the table: click's own way would import every command on each Tab."""
+        from click.shell_completion import CompletionItem
+
+        return [
+            *(
+                CompletionItem(name, help=COMMANDS[name][1])
+                for name in self.list_commands(ctx)
+                if name.startswith(incomplete)
+            ),
+            *click.Command.shell_complete(self, ctx, incomplete),
+        ]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -106,6 +135,7 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the ``dledger`` command and leave the process with its exit code."""
+    prefer_polling()
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # else gRPC reports every peer that stops on standard error
     try:
         code = _run(arguments)

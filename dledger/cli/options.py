@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
 import click
 
+from dledger.cli.access import access_options, resolve_tls, resolve_token
 from dledger.config import SETTINGS, format_peers
 from dledger.config.loader import load_values, sort_problems
 from dledger.config.setting import environment_name
-from dledger.errors import ConfigError
+from dledger.errors import ConfigError, DLedgerError
+from dledger.security.access import ClientTls
 
-__all__ = ["Target", "output_option", "parse_overrides", "resolve_target", "seconds", "target_options"]
+__all__ = [
+    "Target",
+    "output_option",
+    "parse_overrides",
+    "per_second",
+    "resolve_target",
+    "seconds",
+    "target_options",
+]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -31,6 +42,12 @@ class Target:
 
     peers: str
     group: str
+    tls: ClientTls | None = None
+    token: str | None = field(default=None, repr=False)
+
+    def access(self) -> dict[str, Any]:
+        """Return what ``dledger.connect`` needs beside the peers to be let in."""
+        return {"tls": self.tls, "token": self.token}
 
 
 def seconds(text: str) -> float:
@@ -41,10 +58,29 @@ def seconds(text: str) -> float:
     return float(match[1]) * _UNITS_S[match[2]]
 
 
+def per_second(text: str) -> float:
+    """Read a rate as a click type: ``2000`` or ``2000/s``."""
+    try:
+        value = float(text.strip().removesuffix("/s"))
+    except ValueError:
+        value = 0.0
+    if not 0 < value < math.inf:
+        raise click.BadParameter(f'"{text}" is not a rate; write 2000 or 2000/s')
+    return value
+
+
 def target_options(command: _F) -> _F:
-    """Add ``--peers``, ``--group`` and ``-c`` to a command that talks to nodes."""
+    """Add ``--peers``, ``--group``, ``-c`` and the access options to a command that talks to nodes."""
+    command = access_options(command)
     for option in (
-        click.option("-c", "--config", "config_file", metavar="FILE", help="Take peers and group from a node's file."),
+        click.option(
+            "-c",
+            "--config",
+            "config_file",
+            type=click.Path(),
+            metavar="FILE",
+            help="Take peers and group from a node's file.",
+        ),
         click.option("--group", metavar="NAME", help="The Raft group.  [env DLEDGER_GROUP; default: default]"),
         click.option("--peers", metavar="PEERS", help="n0-host:port;n1-host:port;…  [env DLEDGER_PEERS]"),
     ):
@@ -64,7 +100,7 @@ def _from_environment(variables: Iterable[str]) -> str | None:
 
 
 def resolve_target(peers: str | None, group: str | None, config_file: str | None) -> Target:
-    """Flag over environment over file.
+    """Flag over environment over file; where nothing is named, the dev group that runs in ``./dledger-dev``.
 
     Raises:
         click.UsageError: no peers from anywhere.
@@ -72,17 +108,30 @@ def resolve_target(peers: str | None, group: str | None, config_file: str | None
     """
     peers = peers or _from_environment(_PEERS_VARIABLES)
     group = group or _from_environment(_GROUP_VARIABLES)
+    file_values: dict[str, object] = {}
     if config_file is not None:
         loaded = load_values(SETTINGS, config_file, {}, {}, required=lambda _: False)
         if loaded.problems:
             raise ConfigError(sort_problems(loaded.problems))
-        members = loaded.values.get("peers")
+        file_values = loaded.values
+        members = file_values.get("peers")
         if peers is None and isinstance(members, tuple):
             peers = format_peers(members)
         group = group or str(loaded.values.get("group", "default"))
+    if not peers and config_file is None:
+        from dledger.dev.state import DevState, data_directory
+
+        try:
+            dev = DevState.load(data_directory(None))
+        except DLedgerError:
+            dev = None  # damaged: `dledger dev` says so and what to do
+        if dev is not None and dev.running:
+            peers, group = dev.peers, group or dev.group
     if not peers:
-        raise click.UsageError("name the nodes: --peers n0-host:port;n1-host:port, DLEDGER_PEERS, or -c FILE")
-    return Target(peers, group or "default")
+        raise click.UsageError(
+            "name the nodes: --peers n0-host:port;n1-host:port, DLEDGER_PEERS, or -c FILE; or start some: dledger dev"
+        )
+    return Target(peers, group or "default", resolve_tls(file_values), resolve_token())
 
 
 def parse_overrides(items: Iterable[str]) -> dict[str, str]:

@@ -25,13 +25,13 @@ from dledger.errors import (
 if TYPE_CHECKING:
     from dledger.client import LedgerClient
 
-__all__ = ["diagnose", "majority", "plain_words", "report", "run", "with_client"]
+__all__ = ["diagnose", "majority", "on_stop_signals", "plain_words", "report", "run", "until", "with_client"]
 
 _T = TypeVar("_T")
 
 _CONNECT_NOISE: Final = re.compile(
     r"(?:\S+: )?(?:UNAVAILABLE: )?failed to connect to all addresses; last error: [A-Z_]+: \S+ "
-    r"Failed to connect to remote host: ([^;)]+)"
+    r"Failed to connect to remote host: (?:connect: )?([^;()]+?)(?: \(\d+\))?(?=[;)]|$)"
 )
 
 _PERHAPS_NO_QUORUM = (
@@ -56,6 +56,30 @@ def run(main: Coroutine[Any, Any, _T]) -> _T:
         return asyncio.run(_until_terminated(main))
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
         return runner.run(_until_terminated(main))
+
+
+def on_stop_signals(act: Callable[[], None]) -> None:
+    """Call ``act`` on Ctrl-C, SIGTERM and SIGHUP from now on; SIGHUP only if nobody (nohup) has it ignored."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if number is not signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+            loop.add_signal_handler(number, act)
+
+
+async def until(ended: asyncio.Event, failed: asyncio.Future[BaseException]) -> None:
+    """Return when ``ended`` is set.
+
+    Raises:
+        BaseException: what ``failed`` has got before that.
+    """
+    waiting = asyncio.ensure_future(ended.wait())
+    both: set[asyncio.Future[Any]] = {waiting, failed}
+    try:
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        waiting.cancel()
+    if failed.done() and not ended.is_set():
+        raise failed.result()
 
 
 async def _until_terminated(main: Coroutine[Any, Any, _T]) -> _T:
@@ -114,7 +138,9 @@ async def with_client(
     """Open a client, run ``body`` with it, and turn a typed error into words and an exit code."""
     from dledger.client import connect
 
-    async with connect(target.peers, group=target.group, timeout=timeout, session=session) as client:
+    async with connect(
+        target.peers, group=target.group, timeout=timeout, session=session, tls=target.tls, token=target.token
+    ) as client:
         try:
             return await body(client)
         except ConfigError:

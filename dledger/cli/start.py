@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,25 +19,32 @@ from dledger.cli.exit_codes import ExitCode
 from dledger.cli.options import parse_overrides
 from dledger.cli.runtime import report, run
 from dledger.config import DLedgerConfig
-from dledger.errors import DLedgerError
+from dledger.errors import ConfigError, DLedgerError
 from dledger.log import configure_logging
 
 __all__ = ["start"]
 
 _STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+_GC_THRESHOLD: Final = 50_000
+_LAST_WORDS_S: Final = 5.0
+"""How long a node that has failed may take to write its crash file, answer its clients and end."""
 
 
 @click.command()
-@click.option("-c", "--config", "file", metavar="FILE", help="The node's key=value file.")
+@click.option("-c", "--config", "file", type=click.Path(), metavar="FILE", help="The node's key=value file.")
 @click.option("-D", "overrides", multiple=True, metavar="KEY=VALUE", help="Set a key; beats environment and file.")
 @click.option("--pid-file", type=click.Path(path_type=Path), help="Write the process id here; removed at the end.")
 @click.option("--check", is_flag=True, help="Check the configuration and stop.")
-def start(file: str | None, overrides: tuple[str, ...], pid_file: Path | None, check: bool) -> int:
+@click.option(
+    "--insecure", is_flag=True, help="Allow plaintext on addresses that others can reach (allowPlaintext=all)."
+)
+def start(file: str | None, overrides: tuple[str, ...], pid_file: Path | None, check: bool, insecure: bool) -> int:
     """Run one node until SIGTERM or Ctrl-C, which hand leadership over first.
 
     Logs one "ready" event to standard error when the node serves.
     """
-    config = DLedgerConfig.from_file(file, parse_overrides(overrides))
+    values = parse_overrides(overrides)
+    config = DLedgerConfig.from_file(file, {**values, "allowPlaintext": "all"} if insecure else values)
     for note in config.notes:
         click.echo(f"note: {note}", err=True)
     if check:
@@ -83,23 +92,48 @@ async def _serve(config: DLedgerConfig) -> int:
     server = DLedgerServer(config)
     try:
         await server.start()
+    except ConfigError:
+        raise
     except DLedgerError as error:
         await server.stop()
         report(error)
         return ExitCode.FAILED
     log.info(
-        "ready", address=config.peer.address, bind=config.bind_address, pid=os.getpid(), flush=config.flush_disk_type
+        "ready",
+        address=config.peer.address,
+        bind=config.bind_address,
+        pid=os.getpid(),
+        flush=config.flush_disk_type,
+        metrics=server.metrics_address,
+        tls=config.tls_cert_file is not None,
+        tokens=config.tokens_file is not None,
     )
+    # What lives as long as the process is not looked through again; what lives for a batch dies by its reference count.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_GC_THRESHOLD)
     stopped = asyncio.ensure_future(server.wait_stopped())
     asked = asyncio.ensure_future(stop_asked.wait())
     await asyncio.wait({stopped, asked}, return_when=asyncio.FIRST_COMPLETED)
     asked.cancel()
+    if stopped.done():
+        _end_in_any_case(ExitCode.FAILED)
     # From here on a second signal ends the process the hard way: nothing acknowledged can be lost by it.
     for number in _STOP_SIGNALS:
         loop.remove_signal_handler(number)
         signal.signal(number, signal.SIG_DFL)
     await server.stop()
     return await _verdict(stopped, asked_to=stop_asked.is_set())
+
+
+def _end_in_any_case(code: int) -> None:
+    """End the process in a few seconds if its own clean-up does not: a disk that hangs must not keep a node half alive.
+
+    What is acknowledged is on disks already; nothing can be lost by it.
+    """
+    timer = threading.Timer(_LAST_WORDS_S, os._exit, (code,))
+    timer.daemon = True
+    timer.start()
 
 
 async def _verdict(stopped: asyncio.Future[None], *, asked_to: bool) -> int:

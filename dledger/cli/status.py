@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NoReturn
 
 import click
 
@@ -12,6 +12,7 @@ from dledger.cli.exit_codes import ExitCode
 from dledger.cli.group_view import GroupView
 from dledger.cli.options import output_option, resolve_target, seconds, target_options
 from dledger.cli.runtime import run, with_client
+from dledger.cli.screen import Screen
 from dledger.errors import DLedgerError
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ _POLL_S: Final = 0.05
     "--up", "nodes_up", type=click.IntRange(min=1), help="With --wait: until so many nodes have caught up, too."
 )
 @click.option("--not", "other_than", metavar="NODE", help="With --wait: for another leader than this one.")
+@click.option("-w", "--watch", is_flag=True, help="Show it again and again, until Ctrl-C.")
+@click.option("--every", type=seconds, default="1s", show_default=True, metavar="TIME", help="With --watch: how often.")
 def status(
     peers: str | None,
     group: str | None,
@@ -38,6 +41,8 @@ def status(
     wait: float | None,
     nodes_up: int | None,
     other_than: str | None,
+    watch: bool,
+    every: float,
 ) -> int:
     """Show every node: role, term, log and lag. A dead node stays in the table as DOWN.
 
@@ -48,8 +53,10 @@ def status(
     async def body(client: LedgerClient) -> int:
         if wait is not None:
             await _wait_for_leader(client, wait, target.group, nodes_up or 1, other_than)
+        if watch:
+            await _show_again_and_again(client, target.group, output, max(every, _POLL_S))
         view = GroupView(target.group, await client.status())
-        click.echo(json.dumps(view.as_json(), ensure_ascii=False) if output == "json" else view.as_table())
+        click.echo(_text(view, output))
         if view.exit_code is ExitCode.UNREACHABLE:
             click.echo("dledger: nobody reachable", err=True)
         elif view.exit_code is ExitCode.NO_QUORUM:
@@ -57,6 +64,22 @@ def status(
         return view.exit_code
 
     return run(with_client(target, body, timeout=1.0, session=False))
+
+
+def _text(view: GroupView, output: str) -> str:
+    return json.dumps(view.as_json(), ensure_ascii=False) if output == "json" else view.as_table()
+
+
+async def _show_again_and_again(client: LedgerClient, group: str, output: str, every: float) -> NoReturn:
+    """Draw the table in place on a terminal, else one below the other (JSON: a line each). Ends by Ctrl-C."""
+    with Screen() as screen:
+        while True:
+            text = _text(GroupView(group, await client.status()), output)
+            if output == "json":
+                click.echo(text)
+            else:
+                screen.draw(text)
+            await asyncio.sleep(every)
 
 
 async def _wait_for_leader(

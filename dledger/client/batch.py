@@ -127,12 +127,12 @@ class Batch:
             return
         at = 0
         for run in runs:
-            index, term = run.first_index, run.term
-            for waiter in self.waiters[at : at + run.count]:
+            first, term, end = run.first_index, run.term, at + run.count
+            indexes = range(first, first + run.count)
+            for waiter, index in zip(self.waiters[at:end], indexes, strict=True):
                 if not waiter.done():
                     waiter.set_result(AppendResult(index, term))  # type: ignore[union-attr]  # no parts here
-                index += 1
-            at += run.count
+            at = end
 
     def _succeed_parts(self, runs: Sequence[IndexRun]) -> None:
         cursor = _RunCursor(runs)

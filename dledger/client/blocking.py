@@ -17,6 +17,7 @@ from dledger.client.client import DownNode, LedgerClient
 from dledger.client.options import PipelineOptions
 from dledger.client.transport import Metadata
 from dledger.errors import StoppedError
+from dledger.security.access import ClientTls
 from dledger.types import AppendResult, BatchResult, Entry, NodeStatus, ReadMode
 
 __all__ = ["BlockingLedgerClient", "connect_blocking"]
@@ -86,10 +87,14 @@ def connect_blocking(
     session: bool = True,
     options: PipelineOptions | None = None,
     rng: random.Random | None = None,
+    tls: ClientTls | None = None,
+    token: str | None = None,
 ) -> BlockingLedgerClient:
     """Return a blocking client; arguments and errors as ``dledger.client.connect``."""
     return BlockingLedgerClient(
-        LedgerClient(peers, group=group, timeout=timeout, session=session, options=options, rng=rng)
+        LedgerClient(
+            peers, group=group, timeout=timeout, session=session, options=options, rng=rng, tls=tls, token=token
+        )
     )
 
 

@@ -28,6 +28,7 @@ from dledger.errors import (
     UnexpectedArgumentError,
 )
 from dledger.raft.messages import EntryType
+from dledger.security.access import ClientTls, checked_token
 from dledger.storage.entry import iter_entries
 from dledger.types import AppendResult, BatchResult, Entry, NodeStatus, ReadMode
 
@@ -58,6 +59,8 @@ def connect(
     session: bool = True,
     options: PipelineOptions | None = None,
     rng: random.Random | None = None,
+    tls: ClientTls | None = None,
+    token: str | None = None,
 ) -> LedgerClient:
     """Return a client of a group. Neither I/O nor a running loop is needed; the first use begins to connect.
 
@@ -69,11 +72,15 @@ def connect(
         session: exactly-once appends. False: an append whose outcome is unknown fails with that, and is not sent again.
         options: limits of the append pipeline; its ``session`` gives way to the argument here.
         rng: where session ids and jitter come from; the system's randomness by default.
+        tls: certificates, where the nodes speak TLS. The nodes' certificates must name the hosts given in ``peers``.
+        token: sent with every call, where the nodes ask for one (``tokensFile``).
 
     Raises:
         ConfigError: the peers, a limit or the timeout cannot work.
     """
-    return LedgerClient(peers, group=group, timeout=timeout, session=session, options=options, rng=rng)
+    return LedgerClient(
+        peers, group=group, timeout=timeout, session=session, options=options, rng=rng, tls=tls, token=token
+    )
 
 
 class LedgerClient:
@@ -93,6 +100,8 @@ class LedgerClient:
         session: bool = True,
         options: PipelineOptions | None = None,
         rng: random.Random | None = None,
+        tls: ClientTls | None = None,
+        token: str | None = None,
     ) -> None:
         self._closed = False
         self._transport: GrpcClientTransport | None = None
@@ -110,6 +119,8 @@ class LedgerClient:
         self.group = group
         self.timeout = timeout
         self._options = chosen
+        self._tls = tls
+        self._token = checked_token(token)
         self._rng = rng or random.SystemRandom()
         self._directory = Directory(nodes)
 
@@ -357,7 +368,7 @@ class LedgerClient:
         if self._closed:
             raise closed_error()
         if self._pipeline is None or self._transport is None:
-            self._transport = GrpcClientTransport(self.group)
+            self._transport = GrpcClientTransport(self.group, tls=self._tls, token=self._token)
             self._pipeline = AppendPipeline(self._transport, self._directory, self._options, self._rng)
         return self._pipeline
 

@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable
 
 from dledger.client.transport import ClientTransport, Header, Metadata
-from dledger.errors import DLedgerError, ResponseCode, UnavailableError, UnknownGroupError
+from dledger.errors import AccessDeniedError, DLedgerError, ResponseCode, UnavailableError, UnknownGroupError
 
 __all__ = ["Directory", "LeaderFinder"]
 
@@ -107,7 +107,7 @@ class LeaderFinder:
 
         Raises:
             UnavailableError: ``wanted()`` turned false before a leader was found.
-            UnknownGroupError: every node answered, and none has this group.
+            UnknownGroupError, AccessDeniedError: every node answered, and none has this group, or lets us in.
         """
         pause = ROUND_MIN_S
         rounds = 0
@@ -203,10 +203,10 @@ class LeaderFinder:
     def _check_group(self) -> None:
         errors = [self.report.get(address) for address in self._directory.addresses()]
         for error in errors:
-            if not isinstance(error, UnknownGroupError):
+            if not isinstance(error, UnknownGroupError | AccessDeniedError):
                 return
         if errors and errors[0] is not None:
-            raise UnknownGroupError(errors[0].message)
+            raise type(errors[0])(errors[0].message)
 
     def _leave(self, asks: dict[str, asyncio.Task[Metadata]]) -> None:
         for task in asks.values():

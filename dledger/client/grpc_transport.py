@@ -25,10 +25,13 @@ from dledger.client.transport import (
     StreamHandler,
     closed_error,
 )
-from dledger.errors import Outcome, UnavailableError
+from dledger.errors import AccessDeniedError, DLedgerError, Outcome, UnavailableError
 from dledger.raft.messages import EntryType
 from dledger.rpc.options import NetworkOptions
-from dledger.types import Entry, IndexRun, NodeStatus, PeerStatus, ReadMode
+from dledger.security.access import ClientTls
+from dledger.security.tls import ChannelMaker
+from dledger.security.tokens import AUTHORIZATION
+from dledger.types import Entry, IndexRun, LogRun, NodeEvent, NodeStatus, PeerStatus, ReadMode
 from dledger.v1 import admin_pb2, ledger_pb2
 
 __all__ = ["GrpcClientTransport", "ReadCall"]
@@ -38,6 +41,9 @@ _ADMIN = "/dledger.v1.AdminService/"
 
 CLIENT_NETWORK = NetworkOptions(keepalive_time_ms=10_000, keepalive_timeout_ms=5_000)
 """Half-open connections are noticed within 15 s (a hung leader much earlier, by overdue answers)."""
+
+_OLD_CHANNEL_S = 30.0
+"""How long calls may go on over a connection whose certificate has been replaced."""
 
 _MODES = {
     ReadMode.LINEARIZABLE: ledger_pb2.READ_MODE_LINEARIZABLE,
@@ -51,11 +57,22 @@ _Call = Any  # a grpc.aio call of bytes; the stubs of grpc.aio cannot say so
 class GrpcClientTransport:
     """Channels to the nodes of one group, made on first use. Belongs to the loop that runs at its construction."""
 
-    def __init__(self, group: str, network: NetworkOptions = CLIENT_NETWORK) -> None:
+    def __init__(
+        self,
+        group: str,
+        network: NetworkOptions = CLIENT_NETWORK,
+        *,
+        tls: ClientTls | None = None,
+        token: str | None = None,
+    ) -> None:
         network.validate()
         self._group = group
         self._arguments = network.channel_arguments()
+        self._metadata = None if token is None else ((AUTHORIZATION, f"Bearer {token}"),)
+        self._maker = ChannelMaker.of_client(tls)
+        self._generation = self._maker.generation
         self._channels: dict[str, aio.Channel] = {}
+        self._leaving: set[asyncio.Task[None]] = set()
         self._streams: dict[_GrpcAppendStream, None] = {}
         self._closed = False
 
@@ -67,21 +84,35 @@ class GrpcClientTransport:
             stream.close()
         await asyncio.gather(*(stream.wait_closed() for stream in streams))
         channels, self._channels = list(self._channels.values()), {}
+        for task in self._leaving:
+            task.cancel()
+        await asyncio.gather(*self._leaving, return_exceptions=True)
         for channel in channels:
             await channel.close()
 
     def _channel(self, address: str) -> aio.Channel:
         if self._closed:
             raise closed_error()
+        if self._generation != self._maker.generation:
+            self._leave_channels()
         channel = self._channels.get(address)
         if channel is None:
-            channel = self._channels[address] = aio.insecure_channel(address, options=self._arguments)
+            channel = self._channels[address] = self._maker.channel(address, self._arguments)
         return channel
+
+    def _leave_channels(self) -> None:
+        """The certificates have changed: new calls get new channels; what runs on the old ones has a while to end."""
+        self._generation = self._maker.generation
+        old, self._channels = self._channels, {}
+        for channel in old.values():
+            task = asyncio.get_running_loop().create_task(channel.close(_OLD_CHANNEL_S), name="dledger-client-leave")
+            self._leaving.add(task)
+            task.add_done_callback(self._leaving.discard)
 
     async def _unary(self, address: str, method: str, request: Message, kind: type[_M], timeout: float) -> _M:
         call: _Call = self._channel(address).unary_unary(method)
         try:
-            data: bytes = await call(request.SerializeToString(), timeout=timeout)
+            data: bytes = await call(request.SerializeToString(), timeout=timeout, metadata=self._metadata)
         except aio.AioRpcError as error:
             raise _unavailable(address, error) from None
         except aio.UsageError as error:
@@ -97,7 +128,7 @@ class GrpcClientTransport:
     def open_stream(self, address: str, handler: StreamHandler) -> _GrpcAppendStream:
         """See ``ClientTransport.open_stream``."""
         call: _Call = self._channel(address).stream_stream(_LEDGER + "AppendStream")
-        stream = _GrpcAppendStream(self._group, address, call(), handler)
+        stream = _GrpcAppendStream(self._group, address, call(metadata=self._metadata), handler)
         self._streams[stream] = None
         stream.add_done_callback(self._forget)
         return stream
@@ -138,7 +169,7 @@ class GrpcClientTransport:
             group=self._group, from_index=first, to_index=last, follow=follow, mode=_MODES[mode], raw=True
         )
         call: _Call = self._channel(address).unary_stream(_LEDGER + "Read")
-        return ReadCall(address, call(request.SerializeToString()))
+        return ReadCall(address, call(request.SerializeToString(), metadata=self._metadata))
 
     # ---- operators
 
@@ -270,9 +301,11 @@ class ReadCall:
         self._call.cancel()
 
 
-def _unavailable(address: str, error: aio.AioRpcError) -> UnavailableError:
-    """Return the typed error of a failed call. Unless the server is a foreign one, the request may have arrived."""
+def _unavailable(address: str, error: aio.AioRpcError) -> DLedgerError:
+    """Return the typed error of a failed call. Unless it was refused at the door, the request may have arrived."""
     code = error.code()
+    if code in {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED}:
+        return AccessDeniedError(f"{address}: {error.details()}")
     outcome = Outcome.DEFINITE if code is grpc.StatusCode.UNIMPLEMENTED else Outcome.UNKNOWN
     return UnavailableError(f"{address}: {code.name}: {error.details() or 'no details'}", outcome=outcome)
 
@@ -319,6 +352,7 @@ def _status(answer: admin_pb2.StatusResponse, address: str) -> NodeStatus:
             peer.inflight_count,
             peer.state,
             peer.last_contact_ms,
+            dict(peer.sent),
         )
         for peer in answer.peers
     )
@@ -352,4 +386,11 @@ def _status(answer: admin_pb2.StatusResponse, address: str) -> NodeStatus:
         role_since_ms=answer.role_since_ms,
         fsync_p99_us=answer.fsync_p99_us,
         note=answer.note,
+        append_p50_us=answer.append_p50_us,
+        append_p99_us=answer.append_p99_us,
+        election_left_ms=answer.election_left_ms,
+        election_timeout_ms=answer.election_timeout_ms,
+        tail=tuple(LogRun(run.first_index, run.term) for run in answer.tail),
+        truncated_count=answer.truncated_count,
+        events=tuple(NodeEvent(event.number, event.age_ms, event.name, dict(event.facts)) for event in answer.events),
     )

@@ -26,8 +26,9 @@ class PipelineOptions:
     batch_bytes: int = 1024 * 1024
     """Bytes of one batch, 48 an entry included; a single larger entry travels alone. The group's own limit caps it."""
 
-    max_inflight_batches: int = 4
-    """While fewer batches are on the wire, the open batch leaves at once. 1 costs throughput; many make them small."""
+    max_inflight_batches: int = 2
+    """While fewer batches are on the wire, the open batch leaves at once. 1: the group idles between two; many: they
+    are small, and what costs is the batch, not the entry."""
 
     max_wire_batches: int = 16
     """Full batches on the wire. Bounds what is sent again after a fail-over."""

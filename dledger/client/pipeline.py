@@ -45,6 +45,7 @@ from dledger.client.options import ACTIONS, Action, PipelineOptions
 from dledger.client.queue import EntryQueue
 from dledger.client.transport import AppendAnswer, AppendBatch, AppendStream, ClientTransport, Header
 from dledger.errors import (
+    AccessDeniedError,
     ConfigError,
     DLedgerError,
     Outcome,
@@ -140,6 +141,7 @@ class AppendPipeline:
         self._progress_at = 0.0
         self._failures = 0  # since the last success
         self._last_error: DLedgerError | None = None
+        self._disk_full: DLedgerError | None = None  # what a leader said last, and nobody has led since
         self._limits_known = False
         self._locating = False
         self._work = asyncio.Event()
@@ -259,7 +261,7 @@ class AppendPipeline:
             self._refused(link, batch, header)
         elif sum([run.count for run in answer.runs]) == len(batch.bodies):
             self._failures = 0
-            self._last_error = None
+            self._last_error = self._disk_full = None
             batch.succeed(answer.runs)
             self._settle(batch)
         else:
@@ -284,6 +286,8 @@ class AppendPipeline:
         error = header.error()
         if header.code != ResponseCode.SEQUENCE_GAP or self._last_error is None:
             self._last_error = error  # a gap only follows from the refusal before it
+        if header.code == ResponseCode.DISK_FULL:
+            self._disk_full = error
         action, sure = ACTIONS.get(header.code, (Action.MOVE, False))
         batch.tainted |= not sure
         if action is Action.MOVE:
@@ -454,6 +458,8 @@ class AppendPipeline:
     def _deadline_error(self, outcome: Outcome) -> DLedgerError:
         """Return the error of an entry that ran out of time: of the kind of the last obstacle."""
         when = "not acknowledged in time"
+        if self._locating and self._disk_full is not None:
+            return _remake(self._disk_full, f"{when}, and no other node leads: ")(outcome)
         if self._locating or (self._link is None and self._last_error is None):
             return _remake(self._finder.failure(when))(outcome)
         if self._last_error is not None:
@@ -490,7 +496,7 @@ class AppendPipeline:
             try:
                 ended = await self._connect_and_serve(hint)
                 hint = ended.next_address
-            except UnknownGroupError as error:
+            except (UnknownGroupError, AccessDeniedError) as error:
                 self._fail_everything(_remake(error))
                 hint = None
             except DLedgerError:
@@ -543,6 +549,8 @@ class AppendPipeline:
         leader = self._directory.learn(address, answer.header)
         if not answer.header.ok:
             refusal = self._last_error = answer.header.error()
+            if answer.header.code == ResponseCode.DISK_FULL:
+                self._disk_full = refusal
             moved = answer.header.code == ResponseCode.NOT_LEADER and leader != address
             return _Ended(refusal, leader if moved else None)
         self._session_id = answer.session_id
@@ -551,6 +559,7 @@ class AppendPipeline:
         return None
 
     def _begin_link(self, address: str, term: int) -> _Link:
+        self._disk_full = None
         link = self._link = _Link(self, address, term, self._loop)
         link.sink = self._transport.open_stream(address, link)
         self._transmit_held(link)

@@ -44,14 +44,14 @@ DLEDGER_KEYS: Final[dict[str, str]] = {
     "resetSnapshotEntriesDelayTime": "no snapshots yet",
     "resetSnapshotEntriesButKeepLastEntriesNum": "no snapshots yet",
     "enableFastAdvanceCommitIndex": "every term starts with a no-op",
-    "metricsExporterType": "no metrics exporter yet",
-    "metricsGrpcExporterTarget": "no metrics exporter yet",
-    "metricsGrpcExporterHeader": "no metrics exporter yet",
-    "metricGrpcExporterTimeOutInMills": "no metrics exporter yet",
-    "metricGrpcExporterIntervalInMills": "no metrics exporter yet",
-    "metricLoggingExporterIntervalInMills": "no metrics exporter yet",
-    "metricsPromExporterPort": "no metrics exporter yet",
-    "metricsPromExporterHost": "no metrics exporter yet",
+    "metricsExporterType": "Prometheus only: see metricsPort",
+    "metricsGrpcExporterTarget": "Prometheus only: see metricsPort",
+    "metricsGrpcExporterHeader": "Prometheus only: see metricsPort",
+    "metricGrpcExporterTimeOutInMills": "Prometheus only: see metricsPort",
+    "metricGrpcExporterIntervalInMills": "Prometheus only: see metricsPort",
+    "metricLoggingExporterIntervalInMills": "Prometheus only: see metricsPort",
+    "metricsPromExporterPort": "see metricsPort",
+    "metricsPromExporterHost": "see metricsAddress",
 }
 """DLedger's settings without effect here, each with the reason."""
 
@@ -103,7 +103,7 @@ BROKER_KEYS: Final[frozenset[str]] = frozenset(
     commercialBaseCount transferMsgByHeap maxDelayLevelNum accountStatsEnable accountStatsPrintZeroValues
     regionId disableConsumeIfConsumerReadSlowly consumerFallbehindThreshold consumeManageThreadPoolNums
     slaveReadEnableWhenMasterDown transactionTimeOut transactionCheckInterval transactionCheckMax
-    transactionMetricFlushInterval transactionalMessageCheckListener aclEnable enableDetailStat
+    transactionMetricFlushInterval transactionalMessageCheckListener aclEnable aclFile enableDetailStat
     autoMessageVersionOnTopicLen filterServerNums traceOn isEnablePopLog popPollingSize popPollingMapSize
     popCkStayBufferTime popCkMaxBufferSize popCkOffsetMaxQueueSize enablePopBufferMerge enablePopBatchAck
     enableNotifyAfterPopOrderLockRelease reviveQueueNum reviveInterval reviveMaxSlow reviveScanTime

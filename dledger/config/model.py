@@ -84,8 +84,8 @@ class DLedgerConfig:
             Kind.HOST,
             "Identity",
             "Address to listen on where it differs from the advertised one of dLegerPeers "
-            "(containers, NAT); 0.0.0.0 or :: is every interface. There is no access control yet: "
-            "bind to trusted networks only.",
+            "(containers, NAT); 0.0.0.0 or :: is every interface. An address that others can reach needs TLS, or "
+            "allowPlaintext.",
         ),
     )
     bind_port: int | None = field(
@@ -306,7 +306,14 @@ class DLedgerConfig:
     )
     max_entry_bytes: int = field(
         default=4 * _MIB - 48,
-        metadata=_row("maxEntryBytes", Kind.BYTES, "Limits", "Largest body of one entry.", minimum=1, maximum=4 * _MIB),
+        metadata=_row(
+            "maxEntryBytes",
+            Kind.BYTES,
+            "Limits",
+            "Largest body of one entry.",
+            minimum=1,
+            maximum=MAX_MESSAGE_BYTES - _MESSAGE_OVERHEAD_BYTES,
+        ),
     )
     max_batch_bytes: int = field(
         default=4 * _MIB,
@@ -354,6 +361,120 @@ class DLedgerConfig:
             "Entries in one replication message; at least one entry goes, whatever its size.",
             minimum=1,
             maximum=MAX_MESSAGE_BYTES - _MESSAGE_OVERHEAD_BYTES,
+        ),
+    )
+
+    max_connections: int = field(
+        default=1000,
+        metadata=_row(
+            "maxConnections",
+            Kind.INTEGER,
+            "Limits",
+            "Connections at one listener; further ones are closed at once. Peers share the main port with clients: "
+            "with tlsClientPort they do not.",
+            minimum=8,
+            maximum=1_000_000,
+        ),
+    )
+    max_streams: int = field(
+        default=1000,
+        metadata=_row(
+            "maxStreams",
+            Kind.INTEGER,
+            "Limits",
+            "Append and read streams of clients at a time; further ones get RESOURCE_EXHAUSTED.",
+            minimum=1,
+            maximum=1_000_000,
+        ),
+    )
+    slow_reader_timeout_ms: int = field(
+        default=30_000,
+        metadata=_row(
+            "slowReaderTimeout",
+            Kind.MILLISECONDS,
+            "Limits",
+            "A stream whose client takes nothing for so long is ended; what it holds in memory is freed.",
+            minimum=100,
+            maximum=3_600_000,
+        ),
+    )
+
+    tls_cert_file: str | None = field(
+        default=None,
+        metadata=_row(
+            "tlsCertFile",
+            Kind.PATH,
+            "Security",
+            "The node's certificate (PEM, its chain behind it); names dLegerSelfId and the host among its DNS names. "
+            "With tlsKeyFile and tlsCaFile the port speaks TLS only, and whoever calls must show a certificate of the "
+            "CA. The three files are read again when they change.",
+        ),
+    )
+    tls_key_file: str | None = field(
+        default=None,
+        metadata=_row("tlsKeyFile", Kind.PATH, "Security", "The certificate's key (PEM, not encrypted)."),
+    )
+    tls_ca_file: str | None = field(
+        default=None,
+        metadata=_row(
+            "tlsCaFile",
+            Kind.PATH,
+            "Security",
+            "Certificates (PEM) of the CA that signs for this group's nodes and clients, and for nobody else.",
+        ),
+    )
+    tls_client_port: int | None = field(
+        default=None,
+        metadata=_row(
+            "tlsClientPort",
+            Kind.INTEGER,
+            "Security",
+            "A second port, TLS too, where clients need no certificate (tokensFile says what they may do); no Raft "
+            "there. 0 is any free one.",
+            minimum=0,
+            maximum=65535,
+        ),
+    )
+    tokens_file: str | None = field(
+        default=None,
+        metadata=_row(
+            "tokensFile",
+            Kind.PATH,
+            "Security",
+            "Lines NAME RIGHT[,RIGHT] TOKEN, rights read, write and admin; see security.md. Set: calls without a token "
+            "of the right kind are refused. Read again when it changes.",
+        ),
+    )
+    allow_plaintext: Literal["none", "metrics", "all"] = field(
+        default="none",
+        metadata=_row(
+            "allowPlaintext",
+            Kind.CHOICE,
+            "Security",
+            "What may be served without TLS on an address that is not loopback: nothing (such a node does not start), "
+            "metrics and probes, or everything. `dledger start --insecure` is all.",
+            choices=("none", "metrics", "all"),
+        ),
+    )
+
+    metrics_port: int | None = field(
+        default=None,
+        metadata=_row(
+            "metricsPort",
+            Kind.INTEGER,
+            "Metrics",
+            "Port of /metrics (Prometheus), /livez and /readyz over HTTP; 0 is any free one, none serves none.",
+            minimum=0,
+            maximum=65535,
+        ),
+    )
+    metrics_host: str | None = field(
+        default="127.0.0.1",
+        metadata=_row(
+            "metricsAddress",
+            Kind.HOST,
+            "Metrics",
+            "Address to serve them at; another than loopback needs allowPlaintext=metrics.",
         ),
     )
 
@@ -478,7 +599,10 @@ def _collect_settings() -> tuple[Setting, ...]:
     return tuple(rows)
 
 
-_OPTIONAL_NUMBERS: Final = frozenset({"bind_port"})
+_OPTIONAL: Final = frozenset(
+    {"bind_port", "metrics_port", "tls_ca_file", "tls_cert_file", "tls_client_port", "tls_key_file", "tokens_file"}
+)
+"""Fields that may be None, which is to be without the thing."""
 
 
 def _check_each(values: Mapping[str, object]) -> list[str]:
@@ -486,7 +610,7 @@ def _check_each(values: Mapping[str, object]) -> list[str]:
     problems = []
     for setting in SETTINGS:
         value = values[setting.field]
-        if value is None and setting.field in _OPTIONAL_NUMBERS:
+        if value is None and setting.field in _OPTIONAL:
             continue
         problem = setting.check(value)
         if problem:

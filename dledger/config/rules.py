@@ -65,6 +65,16 @@ def _pending(pending_bytes: int, batch_bytes: int) -> str | None:
     return None
 
 
+def _tls(cert: str | None, key: str | None, ca: str | None) -> str | None:
+    if len({cert is None, key is None, ca is None}) > 1:
+        return "tlsCertFile, tlsKeyFile and tlsCaFile go together; set all three or none"
+    return None
+
+
+def _client_port(port: int | None, cert: str | None) -> str | None:
+    return "is for TLS; set tlsCertFile, tlsKeyFile and tlsCaFile" if port is not None and cert is None else None
+
+
 RULES: Final[tuple[tuple[tuple[str, ...], Callable[..., str | None]], ...]] = (
     (("self_id", "peers"), _self_id),
     (("peers",), _ports),
@@ -75,6 +85,8 @@ RULES: Final[tuple[tuple[tuple[str, ...], Callable[..., str | None]], ...]] = (
     (("max_entry_bytes", "mapped_file_size_for_entry_data"), _entry),
     (("max_batch_bytes", "max_entry_bytes"), _batch),
     (("max_pending_bytes", "max_batch_bytes"), _pending),
+    (("tls_cert_file", "tls_key_file", "tls_ca_file"), _tls),
+    (("tls_client_port", "tls_cert_file"), _client_port),
 )
 """(fields, rule): the rule takes their values and says what is wrong; the first field is the one to blame."""
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Sequence
 
 from dledger.config import DLedgerConfig
 from dledger.driver.pending import Done, PendingAppends, WaitingBatch
+from dledger.driver.recent import AppendTimes
 from dledger.errors import (
     DiskFullError,
     DLedgerError,
@@ -21,6 +23,7 @@ from dledger.errors import (
     TransferFailedError,
     UnexpectedArgumentError,
 )
+from dledger.metrics.instruments import DriverMetrics
 from dledger.raft.core import RaftCore
 from dledger.raft.messages import EntryType, NodeId, Role, invariant
 from dledger.raft.ready import ProposalRefusedError, RefusalReason
@@ -31,6 +34,12 @@ from dledger.types import BatchResult, IndexRun
 __all__ = ["Appends"]
 
 MAX_CLIENT_ID_BYTES = 64
+
+_WORTH_A_ROUND_COUNT = 16
+_MAX_OPEN_PROPOSALS = 2
+_FULL_COUNT = 512
+_FULL_BYTES = 128 * 1024
+_MAX_HOLD_MS = 5
 _EXPIRY_STEP_MS = 100
 _NEVER = 2**62
 
@@ -59,15 +68,38 @@ class Appends:
         self._waiting: list[WaitingBatch] = []
         self._waiting_bytes = 0
         self._waiting_count = 0
+        self._waiting_since_ms = _NEVER
+        self._open: deque[int] = deque()
+        """Last index of each proposal that is not committed yet."""
         self._pending = PendingAppends()
         self._expiry_due_ms = _NEVER
         self._closed: DLedgerError | None = None
+        self.times = AppendTimes()
+        self.metrics = DriverMetrics()
+        self.clock: Callable[[], float] = loop.time
+        """For measurements only."""
 
     # ------------------------------------------------------------------ taking
 
-    @property
-    def waiting(self) -> bool:
-        return bool(self._waiting)
+    def is_due(self, now_ms: int) -> bool:
+        """Whether what waits is to be proposed now.
+
+        What a group of nodes costs is the round, not the entry: three processes wake up for each. So while a proposal
+        is on its way, the few entries of many clients wait until it is committed and go together, for a few
+        milliseconds at most; a second one leaves beside it if it is worth a round, more only if they are full.
+        """
+        if not self._waiting:
+            return False
+        opened, commit_index = self._open, self._core.commit_index
+        while opened and opened[0] <= commit_index:
+            opened.popleft()
+        return (
+            not opened
+            or (len(opened) < _MAX_OPEN_PROPOSALS and self._waiting_count >= _WORTH_A_ROUND_COUNT)
+            or self._waiting_count >= _FULL_COUNT
+            or self._waiting_bytes >= _FULL_BYTES
+            or now_ms >= self._waiting_since_ms + _MAX_HOLD_MS
+        )
 
     @property
     def pending_count(self) -> int:
@@ -80,8 +112,8 @@ class Appends:
 
     @property
     def deadline_ms(self) -> int:
-        """When `expire` next has something to do."""
-        return self._expiry_due_ms
+        """When `expire` next has something to do, or what waits becomes due."""
+        return min(self._expiry_due_ms, self._waiting_since_ms + _MAX_HOLD_MS)
 
     def submit(self, batch: WaitingBatch) -> bool:
         """Queue a batch for the next proposal; False where it was refused (``done`` hears of it a moment later)."""
@@ -91,8 +123,11 @@ class Appends:
                 f"an entry of {longest} bytes exceeds the limit of {self._config.max_entry_bytes} (maxEntryBytes)"
             )
         if error is not None:
+            self.metrics.failed[error.code.name.lower()] += 1
             self._loop.call_soon(batch.done, None, error)
             return False
+        if not self._waiting:
+            self._waiting_since_ms = batch.deadline_ms - self._config.max_wait_ack_time_ms
         self._waiting.append(batch)
         self._waiting_bytes += batch.byte_count
         self._waiting_count += len(batch.bodies)
@@ -123,10 +158,10 @@ class Appends:
         core, config = self._core, self._config
         if core.role is not Role.LEADER:
             return self.not_leader()
+        if core.disk_full:  # first: why leadership is to go elsewhere says more than that it is
+            return DiskFullError(f"the disk of the leader, {core.node_id}, is full")
         if core.transferee is not None:
             return LeaderTransferringError(f"leadership is going to {core.transferee}; ask again in a moment")
-        if core.disk_full:
-            return DiskFullError("the disk of the leader is full")
         pending, pending_bytes = self.pending_count, self.pending_bytes
         if pending and pending + count > config.max_pending_requests_num:
             return PendingFullError(f"{pending} entries are pending (maxPendingRequestsNum); back off")
@@ -138,8 +173,7 @@ class Appends:
 
     def propose(self, now_ms: int) -> bool:
         """Give everything that waits its indexes: one proposal, one encoding. Returns whether anything was staged."""
-        waiting, self._waiting = self._waiting, []
-        self._waiting_bytes = self._waiting_count = 0
+        waiting = self._take_waiting()
         fresh: list[tuple[WaitingBatch, list[tuple[int, int]], Sequence[bytes]]] = []
         nexts: dict[int, int] = {}
         opened: dict[bytes, int] = {}
@@ -165,6 +199,12 @@ class Appends:
         self._stage(fresh, index)
         return True
 
+    def _take_waiting(self) -> list[WaitingBatch]:
+        waiting, self._waiting = self._waiting, []
+        self._waiting_bytes = self._waiting_count = 0
+        self._waiting_since_ms = _NEVER
+        return waiting
+
     def _stage(self, fresh: list[tuple[WaitingBatch, list[tuple[int, int]], Sequence[bytes]]], index: int) -> None:
         term = self._core.term
         slices = self._store.encode(
@@ -181,10 +221,13 @@ class Appends:
         )
         invariant(slices[0].first_index == index, "store and core disagree on the next index")
         self._store.append(slices)
+        self.metrics.proposed(slices[-1].last_index - index + 1, sum([len(part.data) for part in slices]))
         for batch, repeated, bodies in fresh:
             runs = [*self._index_runs(repeated), IndexRun(index, len(bodies), term)]
             self._add_pending(runs, batch, batch.byte_count, repeated=False)
             index += len(bodies)
+        self._open.append(index - 1)
+        self.times.proposed(index - 1, self.clock())
 
     def _put_in_sequence(
         self, batch: WaitingBatch, nexts: dict[int, int], opened: dict[bytes, int]
@@ -246,6 +289,7 @@ class Appends:
     def resolve(self, commit_index: int) -> None:
         """Acknowledge everything at or below ``commit_index``."""
         if len(self._pending):
+            self.times.committed(commit_index, self.clock())
             self._pending.resolve(commit_index)
             if not len(self._pending):
                 self._expiry_due_ms = _NEVER
@@ -259,6 +303,7 @@ class Appends:
     def leadership_lost(self) -> None:
         """Answer everything: what has no index yet definitely did not happen, of the rest nobody knows."""
         self._fail(self.not_leader, self._leadership_lost)
+        self.times.leadership_lost()
 
     def close(self, error: DLedgerError) -> None:
         """The node stops."""
@@ -266,8 +311,8 @@ class Appends:
         self._fail(lambda: StoppedError("the node is stopping"), lambda: TermChangedError(error.message))
 
     def _fail(self, waiting_error: Callable[[], DLedgerError], pending_error: Callable[[], DLedgerError]) -> None:
-        waiting, self._waiting = self._waiting, []
-        self._waiting_bytes = self._waiting_count = 0
+        waiting = self._take_waiting()
+        self._open.clear()
         self._expiry_due_ms = _NEVER
         for batch in waiting:
             batch.done(None, waiting_error())
@@ -284,6 +329,7 @@ class Appends:
         )
 
     def _leadership_lost(self) -> DLedgerError:
+        self.metrics.failed["term_changed"] += 1
         leader = self._core.leader_id
         return TermChangedError(
             "leadership was lost before the entries were committed: they may be in the log or not",
@@ -292,6 +338,7 @@ class Appends:
         )
 
     def _ack_timeout(self) -> DLedgerError:
+        self.metrics.failed["wait_quorum_ack_timeout"] += 1
         return QuorumTimeoutError(
             f"no majority acknowledged within {self._config.max_wait_ack_time_ms} ms; the entries may yet be committed"
         )

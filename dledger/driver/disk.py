@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from typing import Protocol
 
 import structlog
 
 from dledger.driver.executor import DiskExecutor
 from dledger.errors import DiskFullError, StorageError
+from dledger.metrics.instruments import DriverMetrics
+from dledger.storage.entry import Slice
 from dledger.storage.log_store import LogStore, WriteBatch
 
 __all__ = ["DiskLoop", "DiskOwner"]
@@ -51,6 +54,10 @@ class DiskLoop:
         self.full = False
         self.error: BaseException | None = None
         self._timings_us: deque[int] = deque(maxlen=_TIMINGS_KEPT)
+        self.metrics: DriverMetrics | None = None
+        """Told of each group commit; the driver's, once it has started."""
+        self.clock: Callable[[], float] | None = None
+        """For measurements only; the loop's where it is None."""
 
     def wake(self) -> None:
         """Something was staged to the store."""
@@ -63,15 +70,18 @@ class DiskLoop:
         self._wanted.set()
 
     async def run(self) -> None:
-        loop = asyncio.get_running_loop()
+        clock = self.clock or asyncio.get_running_loop().time
         while True:
             batch = self._store.take_batch()
             if batch is not None:
                 covered = self.staged
-                started = loop.time()
+                started = clock()
                 if not await self._write(batch):
                     return
-                self._timings_us.append(int((loop.time() - started) * 1e6))
+                took_s = clock() - started
+                self._timings_us.append(int(took_s * 1e6))
+                if self.metrics is not None:
+                    self.metrics.synced(took_s, sum([len(op.data) for op in batch.operations if isinstance(op, Slice)]))
                 self._store.complete(batch)
                 self._owner.persisted(batch, covered)
                 continue
@@ -87,7 +97,8 @@ class DiskLoop:
         """Write one group. A full disk is waited out (nothing lost, nothing acknowledged); any other error is final."""
         while True:
             try:
-                await self._executor.run(self._store.write, batch)
+                run = self._executor.run_quick if batch.is_small else self._executor.run
+                await run(self._store.write, batch)
             except DiskFullError as error:
                 if self._stopping:
                     return False

@@ -24,6 +24,7 @@ from dledger.driver.disk import DiskLoop
 from dledger.driver.executor import DiskExecutor
 from dledger.driver.pending import Done
 from dledger.driver.reads import ReadRounds
+from dledger.driver.recent import Recent
 from dledger.driver.roles import RoleChangeHandler, RoleDispatcher
 from dledger.driver.state_machine import Applier, StateMachine
 from dledger.driver.status import node_status
@@ -44,7 +45,6 @@ from dledger.raft.messages import (
     AppendEntries,
     EntryType,
     HeartbeatResponse,
-    InvariantError,
     Message,
     NodeId,
     Role,
@@ -63,7 +63,7 @@ from dledger.raft.ready import (
     Truncate,
 )
 from dledger.rpc.interfaces import Transport
-from dledger.storage.entry import CorruptSliceError, EntryGroup, RawSlice, Slice, iter_entries
+from dledger.storage.entry import EntryGroup, RawSlice, Slice, iter_entries
 from dledger.storage.log_store import LogStore, WriteBatch
 from dledger.types import BatchResult, Entry, NodeStatus, ReadMode
 
@@ -94,7 +94,9 @@ class Driver:
         rng: random.Random,
         state_machine: StateMachine | None = None,
         logger: structlog.typing.FilteringBoundLogger | None = None,
+        clock: Callable[[], float] | None = None,
     ) -> None:
+        """``clock``: seconds on the loop's time scale, for measurements only (uvloop's own has whole milliseconds)."""
         self.config = config
         self.group = config.group
         self.node_id = config.self_id
@@ -118,6 +120,7 @@ class Driver:
         self.disk = DiskLoop(store, disk, self, self._log)
         self._reads: ReadRounds
         self._loop: asyncio.AbstractEventLoop
+        self._clock = clock
         self._running = False
         self._pump_scheduled = False
         self._timer: asyncio.TimerHandle | None = None
@@ -129,6 +132,7 @@ class Driver:
         self._role_waiters: set[asyncio.Future[None]] = set()
         self._apply_wanted = asyncio.Event()
         self._last_message: AppendEntries | None = None
+        self.recent = Recent()
         self.started_ms = 0
         self.role_since_ms = 0
 
@@ -164,7 +168,15 @@ class Driver:
             now_ms=now,
         )
         self.appends = Appends(config, self.core, self.store, self._loop, self._addresses)
-        self._reads = ReadRounds(self._loop, self._rng.getrandbits(40) << 20, config.election_timeout_ms / 1000)
+        self.disk.metrics = self.appends.metrics
+        if self._clock is not None:
+            self.appends.clock = self.disk.clock = self._clock
+        self._reads = ReadRounds(
+            self._loop,
+            self._rng.getrandbits(40) << 20,
+            timeout_s=config.election_timeout_ms / 1000,
+            patience_s=config.heartbeat_interval_ms / 1000,
+        )
         self._running = True
         self._log.info(
             "node_started",
@@ -273,7 +285,7 @@ class Driver:
     def _step(self, change: Callable[[], None]) -> None:
         try:
             change()
-        except InvariantError as error:
+        except Exception as error:  # a broken invariant or a mistake of ours: a node is never half dead
             self._fail(error)
             return
         self._schedule_pump()
@@ -291,8 +303,10 @@ class Driver:
             return
         try:
             self._reads.start(lambda request_id: self.core.read(request_id, self._now_ms()), self.core.forget_read)
-            self._perform(self.core.ready())
-            if self.appends.waiting and self.appends.propose(self._now_ms()):
+            if self.core.changes_log:
+                self._perform(self.core.ready())
+            now = self._now_ms()
+            if self.appends.is_due(now) and self.appends.propose(now):
                 self.disk.wake()
             for _ in range(_MAX_ROUNDS_A_PUMP):
                 ready = self.core.ready()
@@ -301,7 +315,9 @@ class Driver:
                     break
             else:
                 self._schedule_pump()
-        except (InvariantError, StorageError, CorruptSliceError) as error:
+            if self._reads.is_due:  # a round has ended, the next may begin
+                self._schedule_pump()
+        except Exception as error:  # a broken invariant, a damaged slice, a mistake of ours: a node is never half dead
             self._fail(error)
             return
         self._arm_timer()
@@ -318,6 +334,7 @@ class Driver:
                 self._stage(operation)
             self.disk.wake()
         for peer, message in ready.messages:
+            self.recent.sent(peer, message)
             self._transport.send(peer, message)
         for request in ready.replicate:
             self._send_entries(request)
@@ -363,6 +380,8 @@ class Driver:
         if change.role is not Role.LEADER:
             self.appends.leadership_lost()
         self._roles.role_changed(change.role, change.term)
+        facts = ("role", change.role.value), ("term", change.term), ("leader_id", change.leader_id)
+        self.recent.note("role_changed", facts, self.role_since_ms)
         self._wake_role_waiters()
 
     def _wake_role_waiters(self) -> None:
@@ -374,6 +393,7 @@ class Driver:
     def _tell(self, events: Sequence[CoreEvent]) -> None:
         for event in events:
             self._log.info(event.name, **dict(event.facts))
+            self.recent.note_core_event(event, self._now_ms())
 
     def _arm_timer(self) -> None:
         """One timer for the core's next deadline; a deadline that moved later is found when the old one fires."""
@@ -390,8 +410,12 @@ class Driver:
         if not self._running:
             return
         now = self._now_ms()
-        self.appends.expire(now)
-        self._step(lambda: self.core.tick(now))
+
+        def change() -> None:
+            self.appends.expire(now)
+            self.core.tick(now)
+
+        self._step(change)
 
     # ------------------------------------------------------------------ sending entries
 
@@ -439,6 +463,7 @@ class Driver:
             prev_chain_crc = self.store.chain_crc_at(message.prev_log_index) if raw is None else raw.prev_chain_crc
             message = replace(message, prev_chain_crc=prev_chain_crc, payload=raw)
             self._last_message = message
+        self.recent.sent(request.peer, message)
         self._transport.send(request.peer, message)
 
     # ------------------------------------------------------------------ from the disk
@@ -449,6 +474,7 @@ class Driver:
             return
         while self._after_persist and self._after_persist[0][0] <= covered:
             _, peer, message = self._after_persist.popleft()
+            self.recent.sent(peer, message)
             self._transport.send(peer, message)
 
         def tell_core() -> None:

@@ -1,4 +1,7 @@
-"""Read-index requests: everyone who asks in one loop turn shares one round, one timer (thesis §6.4)."""
+"""Read-index requests: everyone who asks while a round is under way shares the next one (thesis §6.4).
+
+A round wakes every node of the group, whoever it is for; so one is under way at a time, unless it takes long.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +17,15 @@ class ReadRounds:
     """Callers that wait for an index at which they may read.
 
     ``first_id``: request ids count up from here, never those of an earlier life of this node: a late answer
-    to an old request would vouch for a new one.
+    to an old request would vouch for a new one. ``patience_s``: how long the next round waits for the one before.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, first_id: int, timeout_s: float) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, first_id: int, *, timeout_s: float, patience_s: float) -> None:
         self._loop = loop
         self._last_id = first_id
         self._timeout_s = timeout_s
+        self._patience_s = patience_s
+        self._started_at = 0.0
         self._next: list[asyncio.Future[int | None]] = []
         self._rounds: dict[int, list[asyncio.Future[int | None]]] = {}
 
@@ -30,10 +35,16 @@ class ReadRounds:
         self._next.append(reader)
         return reader
 
+    @property
+    def is_due(self) -> bool:
+        """Whether somebody waits for a round that may begin now."""
+        return bool(self._next) and (not self._rounds or self._loop.time() >= self._started_at + self._patience_s)
+
     def start(self, begin: Callable[[int], None], forget: Callable[[int], None]) -> None:
         """Begin a round for everyone who has asked: ``begin(request_id)``, ``forget(request_id)`` if it times out."""
-        if not self._next:
+        if not self.is_due:
             return
+        self._started_at = self._loop.time()
         readers, self._next = self._next, []
         self._last_id += 1
         self._rounds[self._last_id] = readers

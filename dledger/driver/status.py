@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from dledger.raft.messages import NO_INDEX, NodeId
 from dledger.rpc.interfaces import Transport
-from dledger.types import NodeStatus, PeerStatus
+from dledger.types import LogRun, NodeStatus, PeerStatus
 from dledger.version import VERSION
 
 if TYPE_CHECKING:
@@ -15,12 +15,16 @@ if TYPE_CHECKING:
 
 __all__ = ["node_status"]
 
+_TAIL_COUNT = 64
+"""Entries whose terms the status tells."""
+
 
 def node_status(driver: Driver, transport: Transport, now_ms: int) -> NodeStatus:
     """Return the status of a started node; cheap, no disk but one statvfs."""
     core, config, addresses = driver.core, driver.config, driver.members()
     leader = core.leader_id or ""
     free, total = driver.store.disk_space()
+    append_p50_us, append_p99_us = driver.appends.times.percentiles_us(now_ms / 1000)
     return NodeStatus(
         group=driver.group,
         node_id=driver.node_id,
@@ -55,14 +59,22 @@ def node_status(driver: Driver, transport: Transport, now_ms: int) -> NodeStatus
         role_since_ms=now_ms - driver.role_since_ms,
         fsync_p99_us=driver.disk.write_p99_us(),
         note=_note(driver),
+        append_p50_us=append_p50_us,
+        append_p99_us=append_p99_us,
+        election_left_ms=-1 if core.is_leader else max(core.deadline_ms - now_ms, 0),
+        election_timeout_ms=config.election_timeout_ms,
+        tail=_tail(driver),
+        truncated_count=driver.recent.truncated_count,
+        events=driver.recent.events(now_ms),
     )
 
 
 def _peer_status(driver: Driver, transport: Transport, peer: NodeId, address: str, now_ms: int) -> PeerStatus:
     progress = driver.core.progress.get(peer)
     connected = transport.is_connected(peer)
+    sent = driver.recent.sent_to(peer)
     if progress is None:
-        return PeerStatus(peer, address, connected)
+        return PeerStatus(peer, address, connected, sent=sent)
     return PeerStatus(
         peer,
         address,
@@ -73,7 +85,14 @@ def _peer_status(driver: Driver, transport: Transport, peer: NodeId, address: st
         inflight_count=len(progress.inflight),
         state=progress.state.value,
         last_contact_ms=now_ms - progress.last_contact_ms,
+        sent=sent,
     )
+
+
+def _tail(driver: Driver) -> tuple[LogRun, ...]:
+    log = driver.core.log
+    first = max(log.first_index, log.last_index - _TAIL_COUNT + 1)
+    return tuple(LogRun(run.first_index, run.term) for run in log.runs_between(first, log.last_index))
 
 
 def _note(driver: Driver) -> str:

@@ -89,7 +89,7 @@ class CoreOptions:
     lost_leader_min_ms: int = 10
     """After the leader's connection broke, a pre-vote starts within [min, max] instead of the election timeout."""
     lost_leader_max_ms: int = 60
-    commit_notice_ms: int = 5
+    commit_notice_ms: int = 20
     """A commit that no append has carried to an idle link within this time goes by itself."""
     max_inflight_count: int = 64
     max_inflight_bytes: int = 8 * 1024 * 1024
@@ -212,10 +212,20 @@ class RaftCore:
         )
 
     @property
+    def commits_behind(self) -> int:
+        """Entries that this term's leader has called committed and this node has not followed yet; 0 at a leader."""
+        return 0 if self.role is Role.LEADER else max(self._leader_commit_index - self.commit_index, 0)
+
+    @property
     def votes_provisionally(self) -> bool:
         """Whether this node may have lost entries that it acknowledged (see `HardState.vote_floor`)."""
         floor = self.hard_state.vote_floor
         return floor is not None and self.log.last_id < floor
+
+    @property
+    def changes_log(self) -> bool:
+        """Whether `ready` holds changes of the log: the driver takes them before it proposes anything."""
+        return bool(self._ready.log_operations)
 
     def ready(self) -> Ready:
         """Take the effects gathered since the last call."""

@@ -18,6 +18,7 @@ from grpc import aio
 
 from dledger.rpc.answers import Answers, check_batch, parse, run_messages
 from dledger.rpc.interfaces import Backend
+from dledger.security.streams import WatchedContext
 from dledger.types import BatchResult
 from dledger.v1 import ledger_pb2 as pb
 
@@ -26,7 +27,7 @@ __all__ = ["MAX_OUTSTANDING_BATCHES", "MAX_OUTSTANDING_BYTES", "AppendStream"]
 MAX_OUTSTANDING_BATCHES: Final = 256
 MAX_OUTSTANDING_BYTES: Final = 32 * 1024 * 1024
 
-_Context: TypeAlias = "aio.ServicerContext[bytes, bytes]"
+_Context: TypeAlias = "aio.ServicerContext[bytes, bytes] | WatchedContext"
 _Completed = tuple[int, int, BatchResult | None, Exception | None]
 """(request id, bytes, result, error)"""
 

@@ -18,6 +18,7 @@ from grpc import aio
 
 from dledger.raft.messages import NodeId
 from dledger.rpc.options import NetworkOptions
+from dledger.security.tls import ChannelMaker
 
 __all__ = [
     "GROUP_KEY",
@@ -137,6 +138,7 @@ class OutgoingLink:
         node_id: NodeId,
         options: NetworkOptions,
         events: LinkEvents,
+        channels: ChannelMaker | None = None,
     ) -> None:
         self.peer = peer
         self.address = address
@@ -147,14 +149,27 @@ class OutgoingLink:
         self._votes: deque[asyncio.Task[None]] = deque()
         self._stopping = False
         self._log = structlog.get_logger().bind(group_id=group, node_id=node_id, peer=peer)
-        self._channel = aio.insecure_channel(address, options=options.channel_arguments())
-        self._replicate: aio.StreamStreamMultiCallable[bytes, bytes] = self._channel.stream_stream(
-            f"/{RAFT_SERVICE}/Replicate"
-        )
-        self._request_vote: aio.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(
-            f"/{RAFT_SERVICE}/RequestVote"
-        )
+        self._channels = channels or ChannelMaker(None)
+        self._channel: aio.Channel
+        self._replicate: aio.StreamStreamMultiCallable[bytes, bytes]
+        self._request_vote: aio.UnaryUnaryMultiCallable[bytes, bytes]
+        self._make_channel()
         self._task = asyncio.get_running_loop().create_task(self._run(), name=f"link to {peer}")
+
+    def _make_channel(self) -> None:
+        self._generation = self._channels.generation
+        # With TLS the handshake itself makes sure that it is the peer who answers.
+        arguments = self._options.channel_arguments()
+        self._channel = self._channels.channel(self.address, arguments, node_id=self.peer)
+        self._replicate = self._channel.stream_stream(f"/{RAFT_SERVICE}/Replicate")
+        self._request_vote = self._channel.unary_unary(f"/{RAFT_SERVICE}/RequestVote")
+
+    async def _renew_channel(self) -> None:
+        """Connect with the new certificate where it was changed; a stream that works goes on with the old one."""
+        if self._channels.generation != self._generation:
+            old = self._channel
+            self._make_channel()
+            await old.close()
 
     async def stop(self) -> None:
         """Close the stream, the vote calls and the channel. No event comes after it."""
@@ -182,6 +197,7 @@ class OutgoingLink:
 
     async def _stream_once(self) -> None:
         """Open the stream, and return when it is over, for whatever reason."""
+        await self._renew_channel()
         call = self._replicate(metadata=self._metadata, wait_for_ready=True)
         reason = "closed by the peer"
         try:

@@ -41,6 +41,18 @@ class NetworkOptions:
     """A link that stays silent for the first is pinged, and reset if the ping is not answered within the second. Only a
     half-open link needs this: a killed process closes its sockets at once."""
 
+    max_connections: int = 1000
+    """Connections at one listener; further ones are closed. What a flood of connections can cost."""
+
+    max_concurrent_streams: int = 16_384
+    """Calls under way on one connection (HTTP/2's own limit); a client that wants more waits."""
+
+    max_client_streams: int = 1000
+    """Append and read streams of clients; further ones are refused."""
+
+    slow_reader_timeout_ms: int = 30_000
+    """A stream whose client takes nothing for so long is ended."""
+
     def validate(self) -> None:
         """Check every value.
 
@@ -83,6 +95,8 @@ class NetworkOptions:
             ("grpc.so_reuseport", 0),
             # Pings of peers and clients are wanted: they must not count as an attack and close the connection.
             ("grpc.http2.max_ping_strikes", 0),
+            ("grpc.max_allowed_incoming_connections", self.max_connections),
+            ("grpc.max_concurrent_streams", self.max_concurrent_streams),
         ]
 
     def _common_arguments(self) -> ChannelArguments:

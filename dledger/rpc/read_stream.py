@@ -1,4 +1,8 @@
-"""The range read: one freshness barrier at the start, then committed entries in chunks, at the reader's pace."""
+"""The range read: one freshness barrier at the start, then committed entries in chunks, at the reader's pace.
+
+Raw chunks go out as they lie in the log: the answer's other fields are serialised, the chunk is put behind them, and
+the next one is read while this one is on its way.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +23,7 @@ DEFAULT_CHUNK_BYTES: Final = 1024 * 1024
 MAX_CHUNK_BYTES: Final = 4 * 1024 * 1024
 """Half of a gRPC message's limit: an entry's frame may be as large as a small body."""
 
+_DATA_TAG: Final = bytes([pb.ReadResponse.DATA_FIELD_NUMBER << 3 | 2])
 _ENTRIES_PER_STEP: Final = 256
 """Entries decoded before other tasks get their turn (a quarter of a millisecond)."""
 
@@ -57,19 +62,32 @@ class ReadStream:
         self._check_range()
         self._commit_index = await self._backend.read_index(read_mode(request.mode))
         last = self._last_index()
-        while last is None or self._next_index <= last:
-            if self._next_index > self._commit_index:
-                self._commit_index = await self._wait_committed(self._next_index)
-            upto = self._commit_index if last is None else min(last, self._commit_index)
-            raw = await self._backend.read_slice(self._next_index, upto, self._max_bytes)
-            self._next_index = raw.last_index + 1
-            end = last is not None and self._next_index > last
-            answer = await self._fill(raw)
-            if answer.data or answer.entries or end:
-                await write(self._finish(answer, end=end))
-            if end:
-                return
+        reading: asyncio.Future[RawSlice] | None = None
+        try:
+            while last is None or self._next_index <= last:
+                if reading is None:
+                    if self._next_index > self._commit_index:
+                        self._commit_index = await self._wait_committed(self._next_index)
+                    reading = self._read(self._next_index, last)
+                raw, reading = await reading, None
+                self._next_index = raw.last_index + 1
+                end = last is not None and self._next_index > last
+                if not end and self._next_index <= self._commit_index:
+                    reading = self._read(self._next_index, last)
+                answer = await self._answer(raw, end=end)
+                if answer:
+                    await write(answer)
+                if end:
+                    return
+        finally:
+            if reading is not None:
+                reading.add_done_callback(_forget)
+                reading.cancel()
         await write(self._finish(pb.ReadResponse(), end=True))
+
+    def _read(self, first: int, last: int | None) -> asyncio.Future[RawSlice]:
+        upto = self._commit_index if last is None else min(last, self._commit_index)
+        return asyncio.ensure_future(self._backend.read_slice(first, upto, self._max_bytes))
 
     def _check_range(self) -> None:
         first, last = self._request.from_index, self._request.to_index
@@ -89,10 +107,11 @@ class ReadStream:
             )
         return self._commit_index if last < 0 else last
 
-    async def _fill(self, raw: RawSlice) -> pb.ReadResponse:
-        """Return an answer with the entries that the request wants (none, where the slice has only others)."""
+    async def _answer(self, raw: RawSlice, *, end: bool) -> bytes:
+        """Return an answer with the entries that the request wants; empty where there are none, and more to come."""
         if self._request.raw:
-            return pb.ReadResponse(data=raw.data)
+            # A field of bytes is its tag, its length, and the bytes; the order of fields is free. One copy, not three.
+            return b"".join((self._finish(pb.ReadResponse(), end=end), _DATA_TAG, _varint(len(raw.data)), raw.data))
         answer = pb.ReadResponse()
         all_types, add = self._request.all_types, answer.entries.append
         for number, entry in enumerate(iter_entries(raw.data), 1):
@@ -100,7 +119,7 @@ class ReadStream:
                 add(entry_message(entry))
             if number % _ENTRIES_PER_STEP == 0:
                 await asyncio.sleep(0)
-        return answer
+        return self._finish(answer, end=end) if answer.entries or end else b""
 
     def _finish(self, answer: pb.ReadResponse, *, end: bool) -> bytes:
         answer.header.CopyFrom(self._answers.success())
@@ -116,3 +135,19 @@ class ReadStream:
             commit_index=self._commit_index,
             next_index=self._next_index,
         ).SerializeToString()
+
+
+def _forget(reading: asyncio.Future[RawSlice]) -> None:
+    """Nobody wants this read any more, nor its error."""
+    if not reading.cancelled():
+        reading.exception()
+
+
+def _varint(number: int) -> bytes:
+    """Return a length as protobuf writes it."""
+    data = bytearray()
+    while number > 0x7F:
+        data.append(number & 0x7F | 0x80)
+        number >>= 7
+    data.append(number)
+    return bytes(data)

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, TypeAlias
 
 import grpc
 import structlog
@@ -21,7 +22,9 @@ from dledger.errors import IndexOutOfRangeError, UnexpectedArgumentError, Unknow
 from dledger.rpc.answers import Answers, check_batch, entry_message, first_entry, parse, read_mode, run_messages
 from dledger.rpc.append_stream import AppendStream
 from dledger.rpc.interfaces import Backend
+from dledger.rpc.options import NetworkOptions
 from dledger.rpc.read_stream import ReadStream
+from dledger.security.streams import StreamGuard, WatchedContext
 from dledger.types import BatchResult, NodeStatus
 from dledger.v1 import admin_pb2, ledger_pb2
 
@@ -39,9 +42,13 @@ _Handlers: TypeAlias = "dict[str, grpc.RpcMethodHandler[Any, Any]]"
 class LedgerService:
     """What programs use. Register it with `add_to_server`; `close` ends its streams when the node stops."""
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Backend, guard: StreamGuard | None = None) -> None:
         self._backend = backend
         self._answers = Answers(backend)
+        if guard is None:
+            limits = NetworkOptions()
+            guard = StreamGuard(limits.max_client_streams, limits.slow_reader_timeout_ms / 1000)
+        self._guard = guard
         self._append_streams: set[AppendStream] = set()
         self._waits: set[asyncio.Future[Any]] = set()
         self._closing = False
@@ -64,6 +71,7 @@ class LedgerService:
     def close(self) -> None:
         """Take no more from the append streams and end them once answered; end the reads that wait for the tail."""
         self._closing = True
+        self._guard.close()
         for stream in self._append_streams:
             stream.close()
         for wait in self._waits:
@@ -124,6 +132,9 @@ class LedgerService:
         return future
 
     async def _append_stream(self, _requests: object, context: _Context) -> None:
+        await self._guard.run(context, self._serve_appends)
+
+    async def _serve_appends(self, context: WatchedContext) -> None:
         if self._closing:
             await self._abort_stopping(context)
         stream = AppendStream(self._backend, self._answers, context)
@@ -168,6 +179,9 @@ class LedgerService:
             return ledger_pb2.GetResponse(header=self._answers.failure(error, "Get")).SerializeToString()
 
     async def _read(self, data: bytes, context: _Context) -> None:
+        await self._guard.run(context, functools.partial(self._serve_read, data))
+
+    async def _serve_read(self, data: bytes, context: WatchedContext) -> None:
         stream: ReadStream | None = None
         try:
             request = parse(ledger_pb2.ReadRequest, data)
@@ -204,7 +218,7 @@ class LedgerService:
         finally:
             self._waits.discard(wait)
 
-    async def _abort_stopping(self, context: _Context) -> NoReturn:
+    async def _abort_stopping(self, context: WatchedContext) -> None:
         await context.abort(grpc.StatusCode.UNAVAILABLE, f"{self._backend.node_id} is stopping")
 
     async def _metadata(self, data: bytes, _context: _Context) -> bytes:
@@ -233,7 +247,7 @@ class _ClientGoneError(Exception):
     """A write failed: whoever called is not there any more."""
 
 
-def _writer(context: _Context) -> Callable[[bytes], Awaitable[None]]:
+def _writer(context: WatchedContext) -> Callable[[bytes], Awaitable[None]]:
     """Return the context's write with one error of ours for all that gRPC may raise when the client has left."""
 
     async def write(data: bytes) -> None:
@@ -314,6 +328,7 @@ def _status_message(status: NodeStatus) -> admin_pb2.StatusResponse:
             inflight_count=peer.inflight_count,
             state=peer.state,
             last_contact_ms=peer.last_contact_ms,
+            sent=peer.sent,
         )
         for peer in status.peers
     ]
@@ -345,4 +360,14 @@ def _status_message(status: NodeStatus) -> admin_pb2.StatusResponse:
         role_since_ms=status.role_since_ms,
         fsync_p99_us=status.fsync_p99_us,
         note=status.note,
+        append_p50_us=status.append_p50_us,
+        append_p99_us=status.append_p99_us,
+        election_left_ms=status.election_left_ms,
+        election_timeout_ms=status.election_timeout_ms,
+        tail=[admin_pb2.LogRun(first_index=run.first_index, term=run.term) for run in status.tail],
+        truncated_count=status.truncated_count,
+        events=[
+            admin_pb2.NodeEvent(number=event.number, age_ms=event.age_ms, name=event.name, facts=event.facts)
+            for event in status.events
+        ],
     )

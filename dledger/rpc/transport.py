@@ -30,6 +30,7 @@ from dledger.rpc import codec
 from dledger.rpc.interfaces import TransportHandler
 from dledger.rpc.links import GROUP_KEY, NODE_KEY, RAFT_SERVICE, TARGET_KEY, Outbox, OutgoingLink
 from dledger.rpc.options import NetworkOptions
+from dledger.security.tls import ServerTls, peer_names
 
 __all__ = ["GrpcTransport"]
 
@@ -91,13 +92,19 @@ class GrpcTransport:
     """
 
     def __init__(
-        self, group: str, node_id: NodeId, members: dict[NodeId, str], options: NetworkOptions | None = None
+        self,
+        group: str,
+        node_id: NodeId,
+        members: dict[NodeId, str],
+        options: NetworkOptions | None = None,
+        tls: ServerTls | None = None,
     ) -> None:
         self._group = group
         self._node_id = node_id
         self._members = dict(members)
         self._options = options or NetworkOptions()
         self._options.validate()
+        self._tls = tls
         self._handler: TransportHandler | None = None
         self._links: dict[NodeId, OutgoingLink] = {}
         self._incoming: dict[NodeId, _IncomingStream] = {}
@@ -116,7 +123,13 @@ class GrpcTransport:
         for peer, address in self._members.items():
             if peer != self._node_id:
                 self._links[peer] = OutgoingLink(
-                    peer, address, group=self._group, node_id=self._node_id, options=self._options, events=self
+                    peer,
+                    address,
+                    group=self._group,
+                    node_id=self._node_id,
+                    options=self._options,
+                    events=self,
+                    channels=None if self._tls is None else self._tls.channels(),
                 )
 
     async def stop(self) -> None:
@@ -337,6 +350,9 @@ class GrpcTransport:
                 grpc.StatusCode.PERMISSION_DENIED,
                 f"UNKNOWN_MEMBER: stream from {peer!r}, which is no other member of group {self._group!r}",
             )
+        stranger = self._not_named(context, str(peer))
+        if stranger:
+            await self._reject(context, grpc.StatusCode.PERMISSION_DENIED, stranger)
         if target is not None and target != self._node_id:
             await self._reject(
                 context,
@@ -344,6 +360,16 @@ class GrpcTransport:
                 f"UNKNOWN_MEMBER: stream for {target!r}, this node is {self._node_id!r} (check the peers' addresses)",
             )
         return str(peer)
+
+    def _not_named(self, context: _Context, claimed: NodeId) -> str:
+        """Say that the caller's certificate does not name the node that it claims to be; empty where it does."""
+        if self._tls is None:
+            return ""
+        names = peer_names(context)
+        if claimed in names:
+            return ""
+        shown = ", ".join(sorted(names)[:8]) or "no certificate"
+        return f"NOT_AUTHENTICATED: {claimed!r} is not named by the certificate it shows ({shown})"
 
     async def _reject(self, context: _Context, code: grpc.StatusCode, reason: str) -> NoReturn:
         if code is not grpc.StatusCode.UNAVAILABLE and self._complaints.is_new("rejected", reason[:160]):
@@ -363,6 +389,9 @@ class GrpcTransport:
             if self._complaints.is_new("bad vote", error.message[:160]):
                 self._log.warning("vote_request_refused", error=error.message, remote=context.peer())
             return codec.encode_vote_refusal(error, group=self._group, node_id=self._node_id)
+        stranger = self._not_named(context, request.sender)
+        if stranger:
+            await self._reject(context, grpc.StatusCode.PERMISSION_DENIED, stranger)
         key = (request.sender, request.term, request.pre_vote)
         future = self._votes.get(key)
         if future is None:

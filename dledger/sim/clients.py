@@ -352,20 +352,24 @@ class LooseClient(Client):
     async def run(self) -> None:
         hint: str | None = None
         while not self.stopping:
-            values, bodies = zip(*(self.body() for _ in range(self.rng.choice([1, 1, 1, 3]))), strict=True)
-            operations = [self.invoke(value) for value in values]
-            node = self.node(hint)
-            try:
-                result = await self.wire.call(self.process, node, 1.0, functools.partial(self.submit, bodies=bodies))
-            except DLedgerError as error:
-                hint = error.leader_id
-                for operation in operations:
-                    self.fail(operation, definite=error.outcome is Outcome.DEFINITE, why=type(error).__name__)
-            else:
-                hint = node.node_id
-                for operation, index in zip(operations, result.indexes(), strict=True):
-                    self.acknowledge(operation, index)
+            count, node = self.rng.choice([1, 1, 1, 3]), self.node(hint)
+            error = await self.append_at(node, count)
+            hint = node.node_id if error is None else error.leader_id
             await self.think()
+
+    async def append_at(self, node: SimNode, count: int) -> DLedgerError | None:
+        """Append so many entries in one batch at ``node``, once; returns why it failed, None if it did not."""
+        values, bodies = zip(*(self.body() for _ in range(count)), strict=True)
+        operations = [self.invoke(value) for value in values]
+        try:
+            result = await self.wire.call(self.process, node, 1.0, functools.partial(self.submit, bodies=bodies))
+        except DLedgerError as error:
+            for operation in operations:
+                self.fail(operation, definite=error.outcome is Outcome.DEFINITE, why=type(error).__name__)
+            return error
+        for operation, index in zip(operations, result.indexes(), strict=True):
+            self.acknowledge(operation, index)
+        return None
 
     def submit(self, driver: Driver, bodies: Sequence[bytes]) -> Awaitable[BatchResult]:
         return submit(self.cluster, driver, bodies, 0, 0)
@@ -517,33 +521,33 @@ class ReadingClient(Client):
             node = self.node()
             mode = ReadMode.LINEARIZABLE if self.rng.random() < 0.7 else ReadMode.LOCAL_COMMITTED
             back = self.rng.choice([0, 3, _TAIL_ENTRIES, 10_000])
-            call = self.now()
-            try:
-                length, first, values = await self.wire.call(
-                    self.process,
-                    node,
-                    self.rng.uniform(0.2, 2.0),
-                    functools.partial(_look, self.cluster, mode=mode, back=back),
-                )
-            except DLedgerError:
-                await self.think()
-                continue
-            linearizable = mode is ReadMode.LINEARIZABLE
-            self.cluster.trace.add(self.name, "read", node.node_id, mode.value, length, first, len(values))
-            self.history.add_read(
-                Read(
-                    self.number,
-                    call,
-                    self.now(),
-                    linearizable,
-                    length,
-                    length if linearizable else None,
-                    first,
-                    values,
-                    node.node_id,
-                )
-            )
+            await self.read_at(node, mode, back, self.rng.uniform(0.2, 2.0))
             await self.think()
+
+    async def read_at(self, node: SimNode, mode: ReadMode, back: int, timeout: float) -> None:
+        """Read the last ``back`` entries at ``node``; what is not answered within ``timeout`` seconds says nothing."""
+        call = self.now()
+        try:
+            length, first, values = await self.wire.call(
+                self.process, node, timeout, functools.partial(_look, self.cluster, mode=mode, back=back)
+            )
+        except DLedgerError:
+            return
+        linearizable = mode is ReadMode.LINEARIZABLE
+        self.cluster.trace.add(self.name, "read", node.node_id, mode.value, length, first, len(values))
+        self.history.add_read(
+            Read(
+                self.number,
+                call,
+                self.now(),
+                linearizable,
+                length,
+                length if linearizable else None,
+                first,
+                values,
+                node.node_id,
+            )
+        )
 
 
 async def _look(cluster: Cluster, driver: Driver, mode: ReadMode, back: int) -> tuple[int, int, list[str | None]]:

@@ -16,7 +16,17 @@ import structlog
 
 from dledger.driver.driver import Driver
 from dledger.errors import CorruptLogError, DiskFullError, StorageFailedError
-from dledger.raft.messages import HardState, InvariantError, Message, NodeId, Role, invariant
+from dledger.raft.messages import (
+    NO_INDEX,
+    NO_TERM,
+    HardState,
+    InvariantError,
+    LogId,
+    Message,
+    NodeId,
+    Role,
+    invariant,
+)
 from dledger.sim.disk import FaultyFileSystem, PowerLoss, SimDisk, SimDiskExecutor
 from dledger.sim.invariants import Invariants
 from dledger.sim.loop import Process, SimLoop
@@ -68,6 +78,8 @@ class SimNode:
         self.starts = 0
         self.has_log = False
         """Whether it has ever acknowledged, or led with, an entry."""
+        self.promised = LogId(NO_TERM, NO_INDEX)
+        """The furthest entry that others may count on it to have durably."""
         self.crash_loss: PowerLoss | None = None
         """What a crash that waits in the middle of a write will do to the cache (None: kill -9)."""
         self.forget()
@@ -77,6 +89,7 @@ class SimNode:
         self.hard_state: HardState | None = None
         self.role: Role | None = None
         self.commit_index = -1
+        self.commit_when_elected = -1
         self.last_index = -1
         self.last_term = -1
         self.durable_term = -1
@@ -272,6 +285,12 @@ class Cluster:
         """Have the process end before its ``after``-th file operation from now."""
         if node.filesystem is not None and node.filesystem.crash_after < 0:
             node.filesystem.crash_after = after
+            node.crash_loss = loss
+
+    def crash_in_sync(self, node: SimNode, loss: PowerLoss) -> None:
+        """Cut the power when the node next syncs its entries: they are written and not yet durable."""
+        if node.filesystem is not None and node.filesystem.crash_after < 0:
+            node.filesystem.crash_at_sync = f"{node.directory}/data/"
             node.crash_loss = loss
 
     def _crashed_in_write(self, node: SimNode) -> None:

@@ -33,6 +33,7 @@ _T = TypeVar("_T")
 _Args = TypeVarTuple("_Args")
 
 _SECTOR_BYTES: Final = 512
+_QUICK_S: Final = 0.001
 
 
 class SimulatedCrash(BaseException):
@@ -308,6 +309,7 @@ class FaultyFileSystem:
 
     Attributes:
         crash_after: the process ends (`SimulatedCrash`) before the operation after so many more; -1: never.
+        crash_at_sync: the process ends when it next syncs something unsynced in a file below this path; empty: never.
         on_crash: called at that moment, to kill the process.
         quiet: the simulator itself looks: nothing is counted and nothing fails.
     """
@@ -317,6 +319,7 @@ class FaultyFileSystem:
         self.process = process
         self.on_crash = on_crash
         self.crash_after = -1
+        self.crash_at_sync = ""
         self.quiet = False
         self.operations = 0
         self._handles: dict[int, tuple[str, _File]] = {}
@@ -400,6 +403,9 @@ class FaultyFileSystem:
     def sync(self, handle: int) -> None:
         self._before()
         path, file = self._handles[handle]
+        if self.crash_at_sync and file.pending and path.startswith(self.crash_at_sync):
+            self.on_crash()
+            raise SimulatedCrash
         with _typed("fdatasync", path):
             self.disk.sync(path, file)
 
@@ -462,7 +468,8 @@ class DiskTimes:
         return max(duration, self.stalled_until - now)
 
 
-_Job = tuple[Callable[..., Any], tuple[Any, ...], asyncio.Future[Any]]
+_Job = tuple[Callable[..., Any], tuple[Any, ...], asyncio.Future[Any], bool]
+"""(function, arguments, result, whether it may take no time where the disk is quick)"""
 
 
 class SimDiskExecutor:
@@ -488,10 +495,17 @@ class SimDiskExecutor:
 
     async def run(self, function: Callable[[Unpack[_Args]], _T], *args: *_Args) -> _T:
         """See ``DiskExecutor.run``."""
+        return await self._queued(function, args, quick=False)
+
+    async def run_quick(self, function: Callable[[Unpack[_Args]], _T], *args: *_Args) -> _T:
+        """See ``DiskExecutor.run_quick``: where the disk is quick just now, no time passes."""
+        return await self._queued(function, args, quick=True)
+
+    async def _queued(self, function: Callable[[Unpack[_Args]], _T], args: tuple[*_Args], *, quick: bool) -> _T:
         if self._shut:
             raise RuntimeError("the executor is shut down")
         future: asyncio.Future[_T] = self._loop.create_future()
-        self._queue.append((function, args, future))
+        self._queue.append((function, args, future, quick))
         self._begin()
         return await future
 
@@ -505,12 +519,14 @@ class SimDiskExecutor:
             self._begun.append(job)
             now = self._loop.time()
             duration = self._times.draw(self._rng, now)
+            if job[3] and duration < _QUICK_S:
+                duration = 0.0
             effect_at = now + duration * self._rng.random()
             self._loop.call_at(effect_at, self._take_effect, job, now + duration, context=self._process.context)
 
     def _take_effect(self, job: _Job, end: float) -> None:
         self._begun.remove(job)
-        function, args, future = job
+        function, args, future, _ = job
         result: object = None
         failure: Exception | None = None
         try:
@@ -538,7 +554,7 @@ class SimDiskExecutor:
     def run_into_crash(self) -> None:
         """The process ends now, in the middle of the job that is under way: what it did until then stands."""
         if self._begun:
-            function, args, _ = self._begun.pop(0)
+            function, args, _, _ = self._begun.pop(0)
             try:
                 self._process.run(function, *args)
             except (SimulatedCrash, Exception):

@@ -12,24 +12,31 @@ from collections.abc import Callable
 from random import Random
 from typing import Final
 
+from dledger.checker.history import History
 from dledger.errors import DLedgerError
 from dledger.raft.messages import NodeId
-from dledger.sim.clients import Wire
+from dledger.sim.clients import LooseClient, ReadingClient, Wire
 from dledger.sim.cluster import Cluster, SimNode
 from dledger.sim.disk import PowerLoss
+from dledger.types import ReadMode
 
 __all__ = ["Faults"]
 
 _DOWN_S: Final = (0.02, 3.0)
 _HELD_S: Final = (0.05, 6.0)
+_HELPER: Final = 1000
+_POLL_S: Final = 0.002
 
 
 class Faults:
     """The faults of one run. `run` until cancelled or `stop`; `end` mends everything."""
 
-    def __init__(self, cluster: Cluster, wire: Wire) -> None:
+    def __init__(self, cluster: Cluster, wire: Wire, history: History) -> None:
         self._cluster = cluster
         self._wire = wire
+        # For faults that need an append or a read at the right moment.
+        self._appender = LooseClient(cluster, wire, history, _HELPER)
+        self._reader = ReadingClient(cluster, wire, history, _HELPER + 1)
         self._rng: Random = cluster.rng("faults")
         self._ended = False
         self.wall_clock_offset_s = 0.0
@@ -64,6 +71,7 @@ class Faults:
             node.times.slow_share = min(node.times.slow_share, 0.01)
             if node.filesystem is not None:
                 node.filesystem.crash_after = -1
+                node.filesystem.crash_at_sync = ""
             if node.process is not None:
                 cluster.loop.resume(node.process)
             cluster.start(node)
@@ -116,6 +124,10 @@ class Faults:
     def _crash_in_write(self) -> None:
         loss = self._loss() if self._rng.random() < 0.5 else None
         self._cluster.crash_in_write(self._any(), self._rng.randrange(1, 40), loss)
+
+    def _torn_write(self) -> None:
+        """The power fails just before entries are durable; what of them is on the platter is torn."""
+        self._cluster.crash_in_sync(self._any(), PowerLoss(keep=1.0, tear=1.0))
 
     def _all_killed(self) -> None:
         for node in self._cluster.nodes.values():
@@ -278,6 +290,85 @@ class Faults:
 
         self._for_a_while(calm)
 
+    def _late_answers(self) -> bool:
+        """The followers' answers to a leader hang on the way, and meanwhile another leads and acknowledges.
+
+        What then arrives at the old leader is from before; it must prove nothing for a read that is asked after.
+        """
+        old = self._cluster.leader
+        if old is None or len(self._cluster.nodes) < 3:
+            return False
+        self._note("late_answers", old.node_id)
+        self._cluster.loop.create_task(self._late_answers_to(old))
+        return True
+
+    async def _late_answers_to(self, old: SimNode) -> None:
+        network, process = self._cluster.network, old.process
+        late_s = 0.7 * old.config.election_timeout_ms / 1000
+        until = self._cluster.loop.time() + late_s
+        others = [node_id for node_id in self._cluster.nodes if node_id != old.node_id]
+        for other in others:
+            network.clog(other, old.node_id, late_s)
+        self._read_at(old, late_s)  # opens a round of heartbeats
+        await asyncio.sleep(1.5 * self._cluster.scenario.calm.delay_max_s + 0.002)
+        links = [(old.node_id, other) for other in others]
+        for source, target in links:
+            network.cut(source, target, reset=True)
+        leader = await self._another_leader(old, until)
+        if leader is not None:
+            error = await self._appender.append_at(leader, 1)
+            if error is None and old.process is process:
+                self._read_at(old, late_s)
+        await self._sleep_until(until + 0.1)
+        for source, target in links:
+            network.heal(source, target)
+
+    def _slow_truncation(self) -> bool:
+        """An old leader's slow disk writes what the next one replaces, and that one's term, in one job.
+
+        When that job ends, the term is durable and what has replaced the entries is not.
+        """
+        old = self._cluster.leader
+        if old is None or len(self._cluster.nodes) < 3 or old.times.stalled_until > self._cluster.loop.time():
+            return False
+        self._note("slow_truncation", old.node_id)
+        self._cluster.loop.create_task(self._slow_truncation_at(old))
+        return True
+
+    async def _slow_truncation_at(self, old: SimNode) -> None:
+        network, timeout_s = self._cluster.network, old.config.election_timeout_ms / 1000
+        until = old.times.stalled_until = self._cluster.loop.time() + 2.6 * timeout_s
+        links = self._between([old.node_id], list(self._cluster.nodes))
+        for source, target in links:
+            network.cut(source, target)
+        for _ in range(3):  # the first is written until then, the others wait for their turn
+            self._appender.process.run(self._cluster.loop.create_task, self._appender.append_at(old, 1))
+            await asyncio.sleep(_POLL_S)
+        leader = await self._another_leader(old, until - 0.2 * timeout_s)
+        if leader is not None:
+            network.heal(leader.node_id, old.node_id)  # it hears of the new term, and its own log is heard of by nobody
+            await self._sleep_until(until - _POLL_S)
+            old.times.stalled_until = until + 0.5 * timeout_s
+            await self._sleep_until(until + _POLL_S)
+        for source, target in links:
+            network.heal(source, target)
+
+    async def _another_leader(self, old: SimNode, until: float) -> SimNode | None:
+        """Wait for a node other than ``old`` to lead; None if that has not come by ``until``."""
+        while not self._ended and self._cluster.loop.time() < until:
+            leader = self._cluster.leader
+            if leader not in {old, None}:
+                return leader
+            await asyncio.sleep(_POLL_S)
+        return None
+
+    async def _sleep_until(self, when: float) -> None:
+        await asyncio.sleep(max(when - self._cluster.loop.time(), 0))
+
+    def _read_at(self, node: SimNode, timeout: float) -> None:
+        read = self._reader.read_at(node, ReadMode.LINEARIZABLE, 0, timeout)
+        self._reader.process.run(self._cluster.loop.create_task, read)
+
     # --- operators ---
 
     def _ask(self, node: SimNode | None, what: str, target: NodeId | None) -> bool:
@@ -332,6 +423,17 @@ class Faults:
     def _bit_flip(self) -> bool:
         node = self._frail()
         return node is not None and self._cluster.may_wipe(node) and node.disk.flip_bit(lambda _path: True)
+
+    def _rotten_tail(self) -> bool:
+        """A bit flips among the newest entries, and then the power fails: damage that looks like a torn tail."""
+        node = self._frail()
+        if node is None or node.process is None or not self._cluster.may_wipe(node):
+            return False
+        folder = f"{node.directory}/data/"
+        newest = max((path for path in node.disk.files if path.startswith(folder)), default="")
+        if not node.disk.flip_bit(lambda path: path == newest):
+            return False
+        return self._crash(node, PowerLoss(keep=0.0, tear=0.0))
 
     def _silent(self, how: str) -> bool:
         """One data write goes wrong unseen. One only, or no trace of it might be left to tell by."""

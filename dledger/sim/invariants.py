@@ -13,10 +13,13 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 from dledger.raft.messages import (
+    NO_INDEX,
+    NO_TERM,
     AppendEntriesResponse,
     EntryType,
     HardState,
     HeartbeatResponse,
+    LogId,
     Message,
     NodeId,
     RequestVote,
@@ -104,8 +107,28 @@ class Invariants:
                 self.report(
                     "one vote a term", f"{node.node_id} voted {before.vote}, then {state.vote} in term {state.term}"
                 )
+            if before.vote_floor is not None and state.vote_floor is None:
+                node.promised = LogId(NO_TERM, NO_INDEX)  # whoever counted on it has dropped that
+        else:
+            self._check_memory(node, state)
         node.has_log |= state.vote_floor is None
         node.hard_state = state
+
+    def _check_memory(self, node: SimNode, state: HardState) -> None:
+        """A node that starts has what it promised to have, or knows that it may have lost it."""
+        last = node.live_driver.core.log.last_id
+        if last < node.promised and (state.vote_floor is None or state.vote_floor < node.promised):
+            self.report(
+                "what is lost is known",
+                f"{node.node_id} starts with a log up to {last} and the vote floor {state.vote_floor}; it had promised "
+                f"to have {node.promised}",
+            )
+
+    def _promises(self, node: SimNode, index: int) -> None:
+        """Others may count on ``node`` to have its log durably up to ``index``."""
+        term = node.live_driver.core.log.term_at(index)
+        if term is not None:
+            node.promised = max(node.promised, LogId(term, index))
 
     def _elected(self, node: SimNode) -> None:
         driver = node.live_driver
@@ -114,6 +137,7 @@ class Invariants:
         if other != node.node_id:
             self.report("election safety", f"{other} and {node.node_id} both lead term {term}")
         self._cluster.elections += 1
+        node.commit_when_elected = driver.core.commit_index
         # §5.4: what was committed in a term is in the leaders of all *later* terms. A node may well win an old term
         # late, when its votes were long on the way and others have gone on.
         last, core = bisect_left(self._commit_terms, term) - 1, driver.core
@@ -134,6 +158,8 @@ class Invariants:
         store = node.live_driver.store
         if store.last_index < node.last_index or store.last_term != node.last_term:
             node.acked_index = min(node.acked_index, store.committed_index)  # some may have been replaced
+            node.promised = LogId(NO_TERM, NO_INDEX)
+            self._promises(node, min(store.committed_index, node.live_driver.core.stable_index))
         node.last_index, node.last_term = store.last_index, store.last_term
         if store.last_index >= 0:
             chain = store.chain_crc_at(store.last_index)  # at the end of the log it needs no disk
@@ -148,10 +174,24 @@ class Invariants:
             self.report("monotonic commit", f"{node.node_id}: from {node.commit_index} to {commit_index}")
             return
         node.commit_index = commit_index
+        core = node.live_driver.core
+        if core.role is Role.LEADER and commit_index > node.commit_when_elected:
+            self._check_commit_rule(node, commit_index)
+            self._promises(node, min(commit_index, core.stable_index))
         if commit_index >= len(self.chains):
             self._take_committed(node, commit_index)
         if self.violation is None and 0 <= commit_index < len(self.chains):
             self._same_prefix(node, commit_index)
+
+    def _check_commit_rule(self, node: SimNode, commit_index: int) -> None:
+        """§5.4.2: a leader counts copies of entries of its own term only (figure 8: an older one may yet be lost)."""
+        core = node.live_driver.core
+        term = core.log.term_at(commit_index)
+        if term != core.term:
+            self.report(
+                "commit rests on the own term",
+                f"{node.node_id} leads term {core.term} and commits up to {commit_index}, an entry of term {term}",
+            )
 
     def _take_committed(self, node: SimNode, commit_index: int) -> None:
         """Entries are committed that nobody has called so before."""
@@ -226,6 +266,8 @@ class Invariants:
         """Term and vote are durable before a message says them (§5.1, thesis §3.8)."""
         prospective = isinstance(message, RequestVote | RequestVoteResponse) and message.pre_vote
         granted = isinstance(message, RequestVoteResponse) and message.granted and not prospective
+        if isinstance(message, AppendEntriesResponse | HeartbeatResponse):
+            self._promises(node, min(message.match_index, node.live_driver.core.stable_index))
         if node.disk.damage:
             return  # entries and vote may be lost or unreadable behind its back; it must get by on its vote floor
         if isinstance(message, AppendEntriesResponse | HeartbeatResponse) and message.match_index > node.acked_index:

@@ -18,12 +18,16 @@ collecting them would run their cleanup.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import heapq
+import signal
 import sys
+import threading
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterator
 from random import Random
+from types import FrameType
 from typing import Any, Final, NoReturn, TypeVar, cast
 
 __all__ = ["Process", "SimDeadlockError", "SimLivelockError", "SimLoop", "current_process", "new_loop"]
@@ -145,6 +149,7 @@ class SimLoop(asyncio.AbstractEventLoop):
         self._processes: list[Process] = []
         self._graves: list[asyncio.Task[Any]] = []
         self._instant_callbacks = 0
+        self._alarm: BaseException | None = None
         self.unhandled: list[tuple[str, dict[str, Any]]] = []
         self.callbacks = 0
 
@@ -267,12 +272,16 @@ class SimLoop(asyncio.AbstractEventLoop):
         asyncio._set_running_loop(self)
         sys.set_asyncgen_hooks(finalizer=self._finalize_asyncgen)
         try:
-            while not self._stopping:
-                self._run_once()
+            with _alarms_told(self._on_alarm):
+                while not self._stopping:
+                    self._run_once()
         finally:
             self._running = False
             asyncio._set_running_loop(None)
             sys.set_asyncgen_hooks(*hooks)
+
+    def _on_alarm(self, error: BaseException) -> None:
+        self._alarm = error
 
     def _finalize_asyncgen(self, generator: AsyncGenerator[Any, Any]) -> None:
         if not self._closed:
@@ -308,6 +317,8 @@ class SimLoop(asyncio.AbstractEventLoop):
             if process is not None and process.observer is not None:
                 process.observer()
         self.callbacks += count
+        if self._alarm is not None:
+            raise self._alarm
 
     def _advance(self) -> None:
         """Move the time to the next timer and make ready all that is due then."""
@@ -452,6 +463,32 @@ class SimLoop(asyncio.AbstractEventLoop):
 
     async def shutdown_default_executor(self, timeout: float | None = None) -> None:
         """Nothing to do: there is none."""
+
+
+@contextlib.contextmanager
+def _alarms_told(tell: Callable[[BaseException], None]) -> Iterator[None]:
+    """Hand what a handler of SIGALRM raises to ``tell`` as well.
+
+    A test's time limit is such a handler. Its exception strikes whatever code is running, mostly a task, which keeps
+    it as its result: the run would go on as if nothing had been said.
+    """
+    handler = signal.getsignal(signal.SIGALRM)
+    if not callable(handler) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ring(number: int, frame: FrameType | None) -> None:
+        try:
+            handler(number, frame)
+        except BaseException as error:
+            tell(error)
+            raise
+
+    signal.signal(signal.SIGALRM, ring)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGALRM, handler)
 
 
 def new_loop(rng: Random, *, shuffle: bool = True) -> SimLoop:

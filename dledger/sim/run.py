@@ -105,8 +105,8 @@ class _Run:
         self.result = result
         self.cluster = Cluster(loop, scenario, trace)
         self.wire = Wire(self.cluster, self.cluster.rng("wire"))
-        self.faults = Faults(self.cluster, self.wire)
         self.history = History()
+        self.faults = Faults(self.cluster, self.wire, self.history)
         self.clients = self._make_clients()
 
     def _make_clients(self) -> list[Client]:

@@ -50,8 +50,15 @@ FAULTS: dict[str, float] = {
     "misdirect": 0.5,
     "wipe": 1.0,
     "wall_clock": 0.5,
+    "late_answers": 3.0,
+    "torn_write": 2.0,
+    "slow_truncation": 2.0,
+    "rotten_tail": 1.0,
 }
 """Kind of fault → how often it comes, relative to the others."""
+
+_OWN_DRAW = frozenset({"late_answers", "torn_write", "slow_truncation", "rotten_tail"})
+"""Added later and drawn from a source of their own: without them a seed stays the run that it was."""
 
 
 @dataclass(slots=True)
@@ -106,7 +113,11 @@ def draw_scenario(seed: int, *, duration_s: float = 58.0) -> Scenario:
     calm, rough = _links(rng, rough=False), _links(rng, rough=True)
     calm.codec = rough.codec = rng.random() < 0.25
     calm.survive_restart = rough.survive_restart = rng.random() < 0.3
-    faults = {name: weight for name, weight in FAULTS.items() if rng.random() < 0.45}
+    faults = {
+        name: weight
+        for name, weight in FAULTS.items()
+        if (Random(f"{name} {seed}") if name in _OWN_DRAW else rng).random() < 0.45
+    }
     if rng.random() < 0.05:
         faults = {}
     segment = rng.choice([4096, 16384, 65536])

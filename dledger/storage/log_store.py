@@ -112,6 +112,18 @@ class WriteBatch:
     cut_from: int | None = None
     """Entries from here on were truncated in the view while the batch was being written (see `LogStore.complete`)."""
 
+    @property
+    def is_small(self) -> bool:
+        """Whether a healthy disk makes it durable at once: a few entries, nothing to replace, nothing to erase."""
+        if self.hard_state is not None or self.checkpoint is not None:
+            return False
+        byte_count = 0
+        for operation in self.operations:
+            if not isinstance(operation, Slice):
+                return False
+            byte_count += len(operation.data)
+        return byte_count <= _LARGE_WRITE_BYTES
+
 
 class LogStore:
     """See the module's text. Make one with `LogStore.open`."""

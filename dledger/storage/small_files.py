@@ -25,6 +25,8 @@ __all__ = [
     "check_identity",
     "durable_index",
     "load_checkpoint",
+    "load_identity",
+    "save_identity",
 ]
 
 HARD_STATE_NAME: Final = "hard_state"
@@ -115,6 +117,29 @@ def check_identity(
             f"{data_segment_bytes} (mappedFileSizeForEntryData) and {index_segment_bytes} "
             "(mappedFileSizeForEntryIndex): restore the former sizes"
         )
+
+
+def load_identity(fs: FileSystem, directory: str) -> dict[str, object]:
+    """Return whose folder it is: ``group``, ``node_id``, the format and the sizes of segments.
+
+    Raises:
+        CorruptLogError: the file is damaged.
+        StorageError: there is none, or a later version made it.
+    """
+    data = read_file(fs, f"{directory}/{IDENTITY_NAME}")
+    if data is None:
+        raise StorageError(f"{directory} is not a node's folder: it has no identity file")
+    found = _unseal(data)
+    if not isinstance(found, dict):
+        raise CorruptLogError(f"{directory}/{IDENTITY_NAME} is damaged: restore the folder from a copy")
+    if found.get("format") != 1:
+        raise StorageError(f"{directory} has format {found.get('format')}, made by a later version; this one reads 1")
+    return found
+
+
+def save_identity(fs: FileSystem, directory: str, identity: dict[str, object]) -> None:
+    """Replace what `load_identity` returned, atomically and durably."""
+    replace_file(fs, directory, IDENTITY_NAME, _seal(identity))
 
 
 class HardStateFile:
@@ -234,14 +259,16 @@ class WatermarkFile:
     def __init__(self, fs: FileSystem, directory: str) -> None:
         self._fs = fs
         self._handle = fs.open(f"{directory}/{WATERMARK_NAME}", create=True)
-        self._boot_id = fs.boot_id()
+        self._boot_id_json = json.dumps(fs.boot_id()).encode()
 
     def load(self) -> Watermark | None:
         """Return the last record; None if there is none, or it was torn."""
         return _watermark(self._fs.pread(self._handle, _WATERMARK_BYTES, 0))
 
     def save(self, index: int, term: int, *, durable: bool = False) -> None:
-        record = _seal([index, term, self._boot_id])
+        # As `_seal` writes it, made by hand: it is made once for every group commit.
+        text = b"[%d,%d,%s]" % (index, term, self._boot_id_json)
+        record = b"%08x %s\n" % (google_crc32c.value(text), text)
         self._fs.pwrite(self._handle, record.ljust(_WATERMARK_BYTES), 0)
         if durable:
             self._fs.sync(self._handle)

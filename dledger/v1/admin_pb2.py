@@ -25,27 +25,39 @@ _sym_db = _symbol_database.Default()
 from dledger.v1 import ledger_pb2 as dledger_dot_v1_dot_ledger__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x64ledger/v1/admin.proto\x12\ndledger.v1\x1a\x17\x64ledger/v1/ledger.proto\"\x1e\n\rStatusRequest\x12\r\n\x05group\x18\x01 \x01(\t\"\xbf\x01\n\nPeerStatus\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x11\n\tconnected\x18\x03 \x01(\x08\x12\x13\n\x0bmatch_index\x18\x04 \x01(\x03\x12\x12\n\nnext_index\x18\x05 \x01(\x03\x12\x13\n\x0blag_entries\x18\x06 \x01(\x03\x12\x16\n\x0einflight_count\x18\x07 \x01(\x03\x12\r\n\x05state\x18\x08 \x01(\t\x12\x17\n\x0flast_contact_ms\x18\t \x01(\x03\"\xe4\x04\n\x0eStatusResponse\x12*\n\x06header\x18\x01 \x01(\x0b\x32\x1a.dledger.v1.ResponseHeader\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\x0c\n\x04term\x18\x03 \x01(\x03\x12\x0c\n\x04vote\x18\x04 \x01(\t\x12\x13\n\x0b\x66irst_index\x18\x05 \x01(\x03\x12\x12\n\nlast_index\x18\x06 \x01(\x03\x12\x14\n\x0cstable_index\x18\x07 \x01(\x03\x12\x14\n\x0c\x63ommit_index\x18\x08 \x01(\x03\x12\x15\n\rapplied_index\x18\t \x01(\x03\x12%\n\x05peers\x18\n \x03(\x0b\x32\x16.dledger.v1.PeerStatus\x12\x12\n\nstore_path\x18\x0b \x01(\t\x12\x12\n\nstore_type\x18\x0c \x01(\t\x12\x17\n\x0f\x66lush_disk_type\x18\r \x01(\t\x12\x13\n\x0bstore_bytes\x18\x0e \x01(\x03\x12\x17\n\x0f\x64isk_free_bytes\x18\x0f \x01(\x03\x12\x18\n\x10\x64isk_total_bytes\x18\x10 \x01(\x03\x12\x11\n\tuptime_ms\x18\x11 \x01(\x03\x12\x0f\n\x07version\x18\x12 \x01(\t\x12\x0f\n\x07node_id\x18\x13 \x01(\t\x12\r\n\x05group\x18\x14 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x15 \x01(\t\x12\x0b\n\x03pid\x18\x16 \x01(\x03\x12\x15\n\rpending_count\x18\x17 \x01(\x03\x12\x15\n\rpending_bytes\x18\x18 \x01(\x03\x12\x15\n\rsession_count\x18\x19 \x01(\x03\x12\x15\n\rrole_since_ms\x18\x1a \x01(\x03\x12\x14\n\x0c\x66sync_p99_us\x18\x1b \x01(\x03\x12\x0c\n\x04note\x18\x1c \x01(\t\":\n\x19TransferLeadershipRequest\x12\r\n\x05group\x18\x01 \x01(\t\x12\x0e\n\x06target\x18\x02 \x01(\t\"p\n\x1aTransferLeadershipResponse\x12*\n\x06header\x18\x01 \x01(\x0b\x32\x1a.dledger.v1.ResponseHeader\x12\x15\n\rnew_leader_id\x18\x02 \x01(\t\x12\x0f\n\x07took_ms\x18\x03 \x01(\x03\" \n\x0fStepDownRequest\x12\r\n\x05group\x18\x01 \x01(\t\">\n\x10StepDownResponse\x12*\n\x06header\x18\x01 \x01(\x0b\x32\x1a.dledger.v1.ResponseHeader2\xfb\x01\n\x0c\x41\x64minService\x12?\n\x06Status\x12\x19.dledger.v1.StatusRequest\x1a\x1a.dledger.v1.StatusResponse\x12\x63\n\x12TransferLeadership\x12%.dledger.v1.TransferLeadershipRequest\x1a&.dledger.v1.TransferLeadershipResponse\x12\x45\n\x08StepDown\x12\x1b.dledger.v1.StepDownRequest\x1a\x1c.dledger.v1.StepDownResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x64ledger/v1/admin.proto\x12\ndledger.v1\x1a\x17\x64ledger/v1/ledger.proto\"\x1e\n\rStatusRequest\x12\r\n\x05group\x18\x01 \x01(\t\"\x9c\x02\n\nPeerStatus\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x11\n\tconnected\x18\x03 \x01(\x08\x12\x13\n\x0bmatch_index\x18\x04 \x01(\x03\x12\x12\n\nnext_index\x18\x05 \x01(\x03\x12\x13\n\x0blag_entries\x18\x06 \x01(\x03\x12\x16\n\x0einflight_count\x18\x07 \x01(\x03\x12\r\n\x05state\x18\x08 \x01(\t\x12\x17\n\x0flast_contact_ms\x18\t \x01(\x03\x12.\n\x04sent\x18\n \x03(\x0b\x32 .dledger.v1.PeerStatus.SentEntry\x1a+\n\tSentEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"+\n\x06LogRun\x12\x13\n\x0b\x66irst_index\x18\x01 \x01(\x03\x12\x0c\n\x04term\x18\x02 \x01(\x03\"\x98\x01\n\tNodeEvent\x12\x0e\n\x06number\x18\x01 \x01(\x03\x12\x0e\n\x06\x61ge_ms\x18\x02 \x01(\x03\x12\x0c\n\x04name\x18\x03 \x01(\t\x12/\n\x05\x66\x61\x63ts\x18\x04 \x03(\x0b\x32 .dledger.v1.NodeEvent.FactsEntry\x1a,\n\nFactsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xab\x06\n\x0eStatusResponse\x12*\n\x06header\x18\x01 \x01(\x0b\x32\x1a.dledger.v1.ResponseHeader\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\x0c\n\x04term\x18\x03 \x01(\x03\x12\x0c\n\x04vote\x18\x04 \x01(\t\x12\x13\n\x0b\x66irst_index\x18\x05 \x01(\x03\x12\x12\n\nlast_index\x18\x06 \x01(\x03\x12\x14\n\x0cstable_index\x18\x07 \x01(\x03\x12\x14\n\x0c\x63ommit_index\x18\x08 \x01(\x03\x12\x15\n\rapplied_index\x18\t \x01(\x03\x12%\n\x05peers\x18\n \x03(\x0b\x32\x16.dledger.v1.PeerStatus\x12\x12\n\nstore_path\x18\x0b \x01(\t\x12\x12\n\nstore_type\x18\x0c \x01(\t\x12\x17\n\x0f\x66lush_disk_type\x18\r \x01(\t\x12\x13\n\x0bstore_bytes\x18\x0e \x01(\x03\x12\x17\n\x0f\x64isk_free_bytes\x18\x0f \x01(\x03\x12\x18\n\x10\x64isk_total_bytes\x18\x10 \x01(\x03\x12\x11\n\tuptime_ms\x18\x11 \x01(\x03\x12\x0f\n\x07version\x18\x12 \x01(\t\x12\x0f\n\x07node_id\x18\x13 \x01(\t\x12\r\n\x05group\x18\x14 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x15 \x01(\t\x12\x0b\n\x03pid\x18\x16 \x01(\x03\x12\x15\n\rpending_count\x18\x17 \x01(\x03\x12\x15\n\rpending_bytes\x18\x18 \x01(\x03\x12\x15\n\rsession_count\x18\x19 \x01(\x03\x12\x15\n\rrole_since_ms\x18\x1a \x01(\x03\x12\x14\n\x0c\x66sync_p99_us\x18\x1b \x01(\x03\x12\x0c\n\x04note\x18\x1c \x01(\t\x12\x15\n\rappend_p50_us\x18\x1d \x01(\x03\x12\x15\n\rappend_p99_us\x18\x1e \x01(\x03\x12\x18\n\x10\x65lection_left_ms\x18\x1f \x01(\x03\x12\x1b\n\x13\x65lection_timeout_ms\x18  \x01(\x03\x12 \n\x04tail\x18! \x03(\x0b\x32\x12.dledger.v1.LogRun\x12\x17\n\x0ftruncated_count\x18\" \x01(\x03\x12%\n\x06\x65vents\x18# \x03(\x0b\x32\x15.dledger.v1.NodeEvent\":\n\x19TransferLeadershipRequest\x12\r\n\x05group\x18\x01 \x01(\t\x12\x0e\n\x06target\x18\x02 \x01(\t\"p\n\x1aTransferLeadershipResponse\x12*\n\x06header\x18\x01 \x01(\x0b\x32\x1a.dledger.v1.ResponseHeader\x12\x15\n\rnew_leader_id\x18\x02 \x01(\t\x12\x0f\n\x07took_ms\x18\x03 \x01(\x03\" \n\x0fStepDownRequest\x12\r\n\x05group\x18\x01 \x01(\t\">\n\x10StepDownResponse\x12*\n\x06header\x18\x01 \x01(\x0b\x32\x1a.dledger.v1.ResponseHeader2\xfb\x01\n\x0c\x41\x64minService\x12?\n\x06Status\x12\x19.dledger.v1.StatusRequest\x1a\x1a.dledger.v1.StatusResponse\x12\x63\n\x12TransferLeadership\x12%.dledger.v1.TransferLeadershipRequest\x1a&.dledger.v1.TransferLeadershipResponse\x12\x45\n\x08StepDown\x12\x1b.dledger.v1.StepDownRequest\x1a\x1c.dledger.v1.StepDownResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'dledger.v1.admin_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_PEERSTATUS_SENTENTRY']._loaded_options = None
+  _globals['_PEERSTATUS_SENTENTRY']._serialized_options = b'8\001'
+  _globals['_NODEEVENT_FACTSENTRY']._loaded_options = None
+  _globals['_NODEEVENT_FACTSENTRY']._serialized_options = b'8\001'
   _globals['_STATUSREQUEST']._serialized_start=63
   _globals['_STATUSREQUEST']._serialized_end=93
   _globals['_PEERSTATUS']._serialized_start=96
-  _globals['_PEERSTATUS']._serialized_end=287
-  _globals['_STATUSRESPONSE']._serialized_start=290
-  _globals['_STATUSRESPONSE']._serialized_end=902
-  _globals['_TRANSFERLEADERSHIPREQUEST']._serialized_start=904
-  _globals['_TRANSFERLEADERSHIPREQUEST']._serialized_end=962
-  _globals['_TRANSFERLEADERSHIPRESPONSE']._serialized_start=964
-  _globals['_TRANSFERLEADERSHIPRESPONSE']._serialized_end=1076
-  _globals['_STEPDOWNREQUEST']._serialized_start=1078
-  _globals['_STEPDOWNREQUEST']._serialized_end=1110
-  _globals['_STEPDOWNRESPONSE']._serialized_start=1112
-  _globals['_STEPDOWNRESPONSE']._serialized_end=1174
-  _globals['_ADMINSERVICE']._serialized_start=1177
-  _globals['_ADMINSERVICE']._serialized_end=1428
+  _globals['_PEERSTATUS']._serialized_end=380
+  _globals['_PEERSTATUS_SENTENTRY']._serialized_start=337
+  _globals['_PEERSTATUS_SENTENTRY']._serialized_end=380
+  _globals['_LOGRUN']._serialized_start=382
+  _globals['_LOGRUN']._serialized_end=425
+  _globals['_NODEEVENT']._serialized_start=428
+  _globals['_NODEEVENT']._serialized_end=580
+  _globals['_NODEEVENT_FACTSENTRY']._serialized_start=536
+  _globals['_NODEEVENT_FACTSENTRY']._serialized_end=580
+  _globals['_STATUSRESPONSE']._serialized_start=583
+  _globals['_STATUSRESPONSE']._serialized_end=1394
+  _globals['_TRANSFERLEADERSHIPREQUEST']._serialized_start=1396
+  _globals['_TRANSFERLEADERSHIPREQUEST']._serialized_end=1454
+  _globals['_TRANSFERLEADERSHIPRESPONSE']._serialized_start=1456
+  _globals['_TRANSFERLEADERSHIPRESPONSE']._serialized_end=1568
+  _globals['_STEPDOWNREQUEST']._serialized_start=1570
+  _globals['_STEPDOWNREQUEST']._serialized_end=1602
+  _globals['_STEPDOWNRESPONSE']._serialized_start=1604
+  _globals['_STEPDOWNRESPONSE']._serialized_end=1666
+  _globals['_ADMINSERVICE']._serialized_start=1669
+  _globals['_ADMINSERVICE']._serialized_end=1920
 # @@protoc_insertion_point(module_scope)

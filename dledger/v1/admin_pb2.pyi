@@ -43,6 +43,26 @@ Global___StatusRequest: _TypeAlias = StatusRequest  # noqa: Y015
 class PeerStatus(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class SentEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     NODE_ID_FIELD_NUMBER: _builtins.int
     ADDRESS_FIELD_NUMBER: _builtins.int
     CONNECTED_FIELD_NUMBER: _builtins.int
@@ -52,6 +72,7 @@ class PeerStatus(_message.Message):
     INFLIGHT_COUNT_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     LAST_CONTACT_MS_FIELD_NUMBER: _builtins.int
+    SENT_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     address: _builtins.str
     connected: _builtins.bool
@@ -66,6 +87,10 @@ class PeerStatus(_message.Message):
     """probe, replicate"""
     last_contact_ms: _builtins.int
     """since the last answer; -1: never"""
+    @_builtins.property
+    def sent(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """messages to this peer by kind (AppendEntries, Heartbeat, …) since the node started"""
+
     def __init__(
         self,
         *,
@@ -78,14 +103,91 @@ class PeerStatus(_message.Message):
         inflight_count: _builtins.int = ...,
         state: _builtins.str = ...,
         last_contact_ms: _builtins.int = ...,
+        sent: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "connected", b"connected", "inflight_count", b"inflight_count", "lag_entries", b"lag_entries", "last_contact_ms", b"last_contact_ms", "match_index", b"match_index", "next_index", b"next_index", "node_id", b"node_id", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "connected", b"connected", "inflight_count", b"inflight_count", "lag_entries", b"lag_entries", "last_contact_ms", b"last_contact_ms", "match_index", b"match_index", "next_index", b"next_index", "node_id", b"node_id", "sent", b"sent", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PeerStatus: _TypeAlias = PeerStatus  # noqa: Y015
+
+@_typing.final
+class LogRun(_message.Message):
+    """The term of every entry from first_index to where the next run begins, or to the end."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FIRST_INDEX_FIELD_NUMBER: _builtins.int
+    TERM_FIELD_NUMBER: _builtins.int
+    first_index: _builtins.int
+    term: _builtins.int
+    def __init__(
+        self,
+        *,
+        first_index: _builtins.int = ...,
+        term: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_index", b"first_index", "term", b"term"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LogRun: _TypeAlias = LogRun  # noqa: Y015
+
+@_typing.final
+class NodeEvent(_message.Message):
+    """Something that happened at a node: voted, elected, truncated, … (the names of its log)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class FactsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    AGE_MS_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    FACTS_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    """counts from 1 since the node started"""
+    age_ms: _builtins.int
+    name: _builtins.str
+    @_builtins.property
+    def facts(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        age_ms: _builtins.int = ...,
+        name: _builtins.str = ...,
+        facts: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_ms", b"age_ms", "facts", b"facts", "name", b"name", "number", b"number"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NodeEvent: _TypeAlias = NodeEvent  # noqa: Y015
 
 @_typing.final
 class StatusResponse(_message.Message):
@@ -119,6 +221,13 @@ class StatusResponse(_message.Message):
     ROLE_SINCE_MS_FIELD_NUMBER: _builtins.int
     FSYNC_P99_US_FIELD_NUMBER: _builtins.int
     NOTE_FIELD_NUMBER: _builtins.int
+    APPEND_P50_US_FIELD_NUMBER: _builtins.int
+    APPEND_P99_US_FIELD_NUMBER: _builtins.int
+    ELECTION_LEFT_MS_FIELD_NUMBER: _builtins.int
+    ELECTION_TIMEOUT_MS_FIELD_NUMBER: _builtins.int
+    TAIL_FIELD_NUMBER: _builtins.int
+    TRUNCATED_COUNT_FIELD_NUMBER: _builtins.int
+    EVENTS_FIELD_NUMBER: _builtins.int
     role: _builtins.str
     """follower, pre_candidate, candidate, leader, learner"""
     term: _builtins.int
@@ -149,10 +258,27 @@ class StatusResponse(_message.Message):
     """of the last thousand group commits; -1: none yet"""
     note: _builtins.str
     """what an operator should know, in words"""
+    append_p50_us: _builtins.int
+    """leader: from proposal to commit, last five seconds; -1: nothing appended"""
+    append_p99_us: _builtins.int
+    election_left_ms: _builtins.int
+    """until this node would start an election; -1 at a leader"""
+    election_timeout_ms: _builtins.int
+    """the silence is drawn from one to two times this"""
+    truncated_count: _builtins.int
+    """entries cut from the end since the node started"""
     @_builtins.property
     def header(self) -> _ledger_pb2.ResponseHeader: ...
     @_builtins.property
     def peers(self) -> _containers.RepeatedCompositeFieldContainer[Global___PeerStatus]: ...
+    @_builtins.property
+    def tail(self) -> _containers.RepeatedCompositeFieldContainer[Global___LogRun]:
+        """the terms of the last 64 entries or so"""
+
+    @_builtins.property
+    def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___NodeEvent]:
+        """the last 64 at most, oldest first"""
+
     def __init__(
         self,
         *,
@@ -184,10 +310,17 @@ class StatusResponse(_message.Message):
         role_since_ms: _builtins.int = ...,
         fsync_p99_us: _builtins.int = ...,
         note: _builtins.str = ...,
+        append_p50_us: _builtins.int = ...,
+        append_p99_us: _builtins.int = ...,
+        election_left_ms: _builtins.int = ...,
+        election_timeout_ms: _builtins.int = ...,
+        tail: _abc.Iterable[Global___LogRun] | None = ...,
+        truncated_count: _builtins.int = ...,
+        events: _abc.Iterable[Global___NodeEvent] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["header", b"header"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "applied_index", b"applied_index", "commit_index", b"commit_index", "disk_free_bytes", b"disk_free_bytes", "disk_total_bytes", b"disk_total_bytes", "first_index", b"first_index", "flush_disk_type", b"flush_disk_type", "fsync_p99_us", b"fsync_p99_us", "group", b"group", "header", b"header", "last_index", b"last_index", "node_id", b"node_id", "note", b"note", "peers", b"peers", "pending_bytes", b"pending_bytes", "pending_count", b"pending_count", "pid", b"pid", "role", b"role", "role_since_ms", b"role_since_ms", "session_count", b"session_count", "stable_index", b"stable_index", "store_bytes", b"store_bytes", "store_path", b"store_path", "store_type", b"store_type", "term", b"term", "uptime_ms", b"uptime_ms", "version", b"version", "vote", b"vote"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "append_p50_us", b"append_p50_us", "append_p99_us", b"append_p99_us", "applied_index", b"applied_index", "commit_index", b"commit_index", "disk_free_bytes", b"disk_free_bytes", "disk_total_bytes", b"disk_total_bytes", "election_left_ms", b"election_left_ms", "election_timeout_ms", b"election_timeout_ms", "events", b"events", "first_index", b"first_index", "flush_disk_type", b"flush_disk_type", "fsync_p99_us", b"fsync_p99_us", "group", b"group", "header", b"header", "last_index", b"last_index", "node_id", b"node_id", "note", b"note", "peers", b"peers", "pending_bytes", b"pending_bytes", "pending_count", b"pending_count", "pid", b"pid", "role", b"role", "role_since_ms", b"role_since_ms", "session_count", b"session_count", "stable_index", b"stable_index", "store_bytes", b"store_bytes", "store_path", b"store_path", "store_type", b"store_type", "tail", b"tail", "term", b"term", "truncated_count", b"truncated_count", "uptime_ms", b"uptime_ms", "version", b"version", "vote", b"vote"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from broker_adapter.broker.broker import Broker
-from broker_adapter.broker.main import open_message_store
+from broker_adapter.broker.command import open_message_store
 from broker_adapter.config import BrokerConfig
 from broker_adapter.message import Message, format_properties, iter_messages, join_batch
 from broker_adapter.namesrv.server import NameServer, NameServerOptions

@@ -104,6 +104,9 @@ def test_messages(served: Served) -> None:
     assert _soon(lambda: served.run("queryMsgByKey", "-t", "Msg", "-k", "key1").return_value == 0)
     by_offset = served.run("queryMsgByOffset", "-t", "Msg", "-b", "b", "-i", "0", "-o", "0")
     assert "hello" in by_offset.stdout
+    as_json = served.json("queryMsgByOffset", "-t", "Msg", "-b", "b", "-i", "0", "-o", "0", "-o", "json")
+    assert as_json["Message Body"] == "hello"
+    assert served.json("consumeMessage", "-t", "Msg", "-i", "0", "-o", "0", "-o", "json")["OffsetID"] == sent["msgId"]
     consumed = served.run("consumeMessage", "-t", "Msg")
     assert consumed.stdout.splitlines() == [f"MSGID: {sent['msgId']} Msg 0 BODY: hello"]
     assert served.run("queryMsgByKey", "-t", "Msg", "-k", "none").return_value == 6
@@ -122,6 +125,7 @@ def test_groups_and_progress(served: Served) -> None:
             for _ in range(4):
                 await client.send("Prog", b"x")
             await client.heartbeat("PG1", topics=("Prog",))
+            assert len(await client.pull_messages("Prog", consumerGroup="PG1")) == 4
             await client.commit("Prog", 0, 1, "PG1")
 
     asyncio.run(consume())
@@ -129,6 +133,8 @@ def test_groups_and_progress(served: Served) -> None:
     lines = served.run("consumerProgress", "-g", "PG1").stdout.splitlines()
     assert lines[0].split()[:2] == ["#Topic", "#Broker"]
     assert lines[-1] == "Diff Total: 3"
+    assert float(lines[-2].removeprefix("Consume TPS: ")) > 0
+    assert served.json("consumerProgress", "-g", "PG1", "-o", "json")["consumeTps"] > 0
     assert any(row["group"] == "PG1" for row in served.json("consumerProgress", "-o", "json"))
     reset = served.json("resetOffsetByTime", "-g", "PG1", "-t", "Prog", "-s", "0", "-o", "json")
     assert reset == [{"brokerName": "b", "queueId": 0, "offset": 0}]

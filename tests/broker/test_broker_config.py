@@ -15,7 +15,7 @@ from dledger.errors import ConfigError
 REPOSITORY = Path(__file__).resolve().parents[2]
 OURS = {
     "bindAddress", "physicalMemoryBytes", "masterPromotionWait", "forwardTimeout", "forwardMaxPending", "logLevel",
-    "logFormat", "channelExpiredTimeout",
+    "logFormat", "channelExpiredTimeout", "aclFile", "maxConnections",
 }  # fmt: skip
 
 
@@ -60,6 +60,7 @@ def test_every_key_is_upstreams_or_declared_ours() -> None:
         "mappedFileSizeCommitLog", "mappedFileSizeConsumeQueue", "autoCreateTopicEnable",
         "autoCreateSubscriptionGroup", "defaultTopicQueueNums", "registerNameServerPeriod",
         "flushConsumerOffsetInterval", "defaultQueryMaxNum",
+        "metricsExporterType", "metricsPromExporterPort", "metricsPromExporterHost",
     }, unknown  # fmt: skip
     assert len({name for key in KEYS for name in key.names}) == sum(len(key.names) for key in KEYS)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -12,9 +13,8 @@ from typing import Any
 import pytest
 
 from broker_adapter.broker.broker import Broker
-from broker_adapter.broker.main import open_message_store
+from broker_adapter.broker.command import open_message_store
 from broker_adapter.config import BrokerConfig
-from broker_adapter.message import iter_messages
 from broker_adapter.namesrv.server import NameServer
 from broker_adapter.remoting.codes import RequestCode, ResponseCode
 from broker_adapter.remoting.command import RemotingCommand
@@ -273,23 +273,81 @@ async def test_dledger_status(tmp_path: Path) -> None:
 
 
 @pytest.mark.asyncio
-async def test_two_groups_share_a_topic(tmp_path: Path) -> None:
+async def test_the_largest_message_reaches_every_node(tmp_path: Path) -> None:
+    """A body of maxMessageSize with the longest properties: 4 MiB as upstream, and not a byte more."""
+    largest = 4 * 1024 * 1024
+    body = random.Random(4).randbytes(largest)
+    properties = {"long": "x" * 32_000}
+    async with group_of_three(tmp_path, mapped_file_size_commit_log_bytes=32 * 1024 * 1024) as group:
+        master = await group.master()
+        async with Client(master.address) as client:
+            await client.create_topic("Large", 1)
+            sent = await client.send("Large", body, properties)
+            assert (sent.code, sent.integer("queueOffset")) == (0, 0), sent.remark
+            refused = await client.send("Large", body + b"!")
+            assert refused.code == ResponseCode.MESSAGE_ILLEGAL
+            assert "maxMessageSize" in (refused.remark or "")
+            halves = await client.send_batch("Large", [body[: largest // 2 - 100], body[: largest // 2 - 100]])
+            assert halves.code == 0, halves.remark
+        for broker in group.alive():
+            async with Client(broker.address) as client:
+                found = await client.read_all("Large", 0, 3)
+                assert found[0].body == body
+                assert found[0].get("long") == properties["long"]
+                assert [len(message.body) for message in found[1:]] == [largest // 2 - 100] * 2
+        slave = (await group.slaves())[0]
+        async with Client(slave.address) as client:
+            assert (await client.send("Large", body, properties)).code == 0
+
+
+@asynccontextmanager
+async def two_groups(root: Path) -> AsyncIterator[list[Group]]:
+    """RaftNode00 and RaftNode01: two groups of three in one cluster, at one name server."""
     async with name_server() as server, AsyncExitStack() as stack:
-        groups = []
-        for name in ("RaftNode00", "RaftNode01"):
-            group = Group(server, dledger_configs(tmp_path, server, name))
-            groups.append(group)
+        groups = [Group(server, dledger_configs(root, server, name)) for name in ("RaftNode00", "RaftNode01")]
+        for group in groups:
             for number in range(3):
                 stack.push_async_callback(group.stop, number)
                 await group.start(number)
-        for number, group in enumerate(groups):
-            master = await group.master()
+        for group in groups:
+            await group.master()
+        yield groups
+
+
+@pytest.mark.asyncio
+async def test_two_groups_share_a_topic(tmp_path: Path) -> None:
+    """Groups scale out: a topic made in the cluster has queues at both; one group's failover leaves the other alone."""
+    async with two_groups(tmp_path) as groups:
+        server = groups[0].server
+        masters = [await group.master() for group in groups]
+        for master in masters:
             async with Client(master.address) as client:
                 await client.create_topic("Wide", 4)
-                assert (await client.send("Wide", b"%d" % number)).code == 0
-        await eventually(lambda: len((server.routes.route("Wide") or {}).get("queueDatas", [])) == 2)  # type: ignore[arg-type]
-        bodies = []
+
+        def wide_route() -> dict[str, Any] | None:
+            route = server.routes.route("Wide")
+            whole = route is not None and [len(data["brokerAddrs"]) for data in route["brokerDatas"]] == [3, 3]
+            return route if whole else None
+
+        route = await eventually(wide_route)
+        assert {data["brokerName"]: data["readQueueNums"] for data in route["queueDatas"]} == {
+            "RaftNode00": 4,
+            "RaftNode01": 4,
+        }
+        # As a client does it: round and round over the queues of all brokers.
+        addresses = [data["brokerAddrs"]["0"] for data in route["brokerDatas"]]
+        for number in range(80):
+            async with Client(addresses[number % 2]) as client:
+                assert (await client.send("Wide", b"%d" % number, e=str(number // 2 % 4))).code == 0
+        # The first group loses its master; the other one's queues go on without a pause.
+        await groups[0].stop(groups[0].brokers.index(masters[0]))
+        async with Client(masters[1].address) as client:
+            assert (await client.send("Wide", b"during", e="0")).code == 0
+        assert (await groups[0].master()) is not masters[0]
+        assert (await groups[1].master()) is masters[1]
+        bodies: list[list[bytes]] = []
         for group in groups:
             async with Client((await group.master()).address) as client:
-                bodies += [m.body for m in iter_messages(bytes((await client.pull("Wide", 0, 0)).body))]
-        assert bodies == [b"0", b"1"]
+                bodies.append([m.body for queue in range(4) for m in await client.read_all("Wide", queue, 10)])
+        assert sorted(map(int, bodies[0])) == list(range(0, 80, 2))
+        assert sorted(bodies[1]) == sorted([b"during", *[b"%d" % number for number in range(1, 80, 2)]])

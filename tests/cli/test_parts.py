@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dledger.bench.histogram import Histogram
 from dledger.cli.entries import as_json, as_json_line, as_row
 from dledger.cli.exit_codes import ExitCode
 from dledger.cli.group_view import GroupView
-from dledger.cli.histogram import Histogram
 from dledger.cli.line_appender import LineAppender
 from dledger.cli.options import parse_overrides, resolve_target, seconds
 from dledger.cli.progress import Progress

@@ -9,6 +9,7 @@ import weakref
 import pytest
 
 from dledger.errors import (
+    DiskFullError,
     EntryTooLargeError,
     LeaderNotReadyError,
     Outcome,
@@ -221,7 +222,7 @@ async def test_after_a_refusal_all_later_batches_follow_in_order(bench):
 
 
 async def test_answers_may_come_in_any_order(bench):
-    one = bench(batch_entries=3, max_wire_batches=8)
+    one = bench(batch_entries=3, max_wire_batches=8, max_inflight_batches=4)
     one.group.script = lambda node, batch: HOLD
     futures = [one.submit(body) for body in numbered(12)]
     await settled(lambda: len(one.group.batches) == 4)
@@ -631,7 +632,7 @@ async def test_close_resolves_everything_with_its_outcome(bench):
 
 
 async def test_close_without_session_resolves_everything(bench):
-    one = bench(session=False, batch_entries=1)
+    one = bench(session=False, batch_entries=1, max_inflight_batches=4)
     one.group.script = lambda node, batch: DROP_ANSWER
     futures = [one.submit(body) for body in numbered(3)]
     await settled(lambda: len(one.group.batches) == 3)
@@ -725,3 +726,38 @@ async def test_the_same_seed_gives_the_same_conversation(bench):
         return [(node, batch) for node, batch in one.group.batches], sorted(one.group.clients)
 
     assert await talk() == await talk()
+
+
+async def test_a_leader_that_gave_up_because_its_disk_is_full_is_the_reason_at_the_deadline(bench):
+    """Told DISK_FULL, then nobody leads: "no leader" would hide what the operator has to do."""
+    one = bench()
+
+    def full(node, _batch):
+        if node != one.group.leader:
+            return OK
+        one.group.elect(None)  # it gives up, and nobody else has room either
+        return refuse(ResponseCode.DISK_FULL)
+
+    one.group.script = full
+    with pytest.raises(DiskFullError, match="no other node leads") as caught:
+        await one.submit(b"first", timeout=0.4)
+    assert (caught.value.outcome, caught.value.retriable) == (Outcome.DEFINITE, True)
+    assert caught.value.code == ResponseCode.DISK_FULL
+
+
+async def test_a_full_disk_is_no_reason_any_more_once_another_node_has_led(bench):
+    """The next leader takes appends; when that one is lost too, the deadline says that there is no leader."""
+    one = bench()
+
+    def full(node, _batch):
+        if node != "n0" or one.group.leader != "n0":
+            return OK
+        one.group.elect("n1")
+        return refuse(ResponseCode.DISK_FULL)
+
+    one.group.script = full
+    assert (await one.submit(b"taken", timeout=5)).index == 1
+    one.group.script = None
+    one.group.elect(None)
+    with pytest.raises(UnavailableError, match="no leader"):
+        await one.submit(b"nobody", timeout=0.4)

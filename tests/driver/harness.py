@@ -30,6 +30,8 @@ class InlineExecutor:
         await self.gate.wait()
         return function(*args)
 
+    run_quick = run
+
     def shutdown(self) -> None:
         pass
 

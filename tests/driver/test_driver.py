@@ -11,6 +11,7 @@ from dledger.errors import (
     EntryTooLargeError,
     IndexOutOfRangeError,
     NotLeaderError,
+    Outcome,
     PendingFullError,
     QuorumTimeoutError,
     SequenceGapError,
@@ -262,3 +263,43 @@ async def test_a_follower_far_behind_is_fed_from_the_disk():
         back = await group.start(away)
         await eventually(lambda: back.core.commit_index == leader.core.commit_index)
         assert await bodies_of(back, ReadMode.LOCAL_COMMITTED) == bodies
+
+
+@pytest.mark.asyncio
+async def test_small_batches_wait_for_one_of_two_proposals_under_way_and_go_together():
+    async with Group(1) as group:
+        driver = await group.leader()
+        gate = driver.disk._executor.gate
+        gate.clear()  # nothing becomes durable, so nothing is committed
+        answers = []
+        for body in (b"a", b"b"):
+            before = driver.core.last_index
+            answers.append(asyncio.ensure_future(append(driver, [body])))
+            await eventually(lambda before=before: driver.core.last_index > before)
+        now = driver._now_ms()
+        driver.submit([b"c"], done=lambda *_: None)
+        assert not driver.appends.is_due(now)
+        assert now < driver.appends.deadline_ms <= now + 50  # (the timer brings it up again)
+        assert driver.appends.is_due(driver.appends.deadline_ms)
+        driver.submit([b"d"] * 512, done=lambda *_: None)
+        assert driver.appends.is_due(now)
+        gate.set()
+        assert [(await answer).runs[0].count for answer in answers] == [1, 1]
+        await eventually(lambda: driver.core.commit_index == driver.core.last_index)
+        assert not driver.appends.is_due(driver._now_ms() + 1000)
+
+
+@pytest.mark.asyncio
+async def test_what_waits_for_a_proposal_definitely_did_not_happen_when_leadership_is_lost():
+    async with Group(1) as group:
+        driver = await group.leader()
+        driver.disk._executor.gate.clear()
+        ends = []
+        for body in (b"a", b"b"):
+            before = driver.core.last_index
+            driver.submit([body], done=lambda result, error: ends.append(error.outcome))
+            await eventually(lambda before=before: driver.core.last_index > before)
+        driver.submit([b"c"], done=lambda result, error: ends.append(error.outcome))
+        driver.appends.leadership_lost()
+        driver.disk._executor.gate.set()
+        assert ends == [Outcome.DEFINITE, Outcome.UNKNOWN, Outcome.UNKNOWN]

@@ -122,28 +122,34 @@ class Process:
 
 
 class RealGroup:
-    """mqnamesrv and three mqbrokers as processes."""
+    """mqnamesrv and three mqbrokers as processes. ``beside``: another group, whose name server is used."""
 
-    def __init__(self, root: Path, more_settings: str = "") -> None:
+    def __init__(
+        self, root: Path, more_settings: str = "", *, name: str = "RaftNode00", beside: RealGroup | None = None
+    ) -> None:
         self.root = root
+        self.name = name
         self._more_settings = more_settings
         self._children: dict[str, subprocess.Popen[bytes]] = {}
-        (port,) = free_ports(1)
-        self.namesrv = f"{HOST}:{port}"
-        self._spawn("namesrv", "broker_adapter.namesrv.main", "--port", str(port))
+        if beside is None:
+            (port,) = free_ports(1)
+            self.namesrv = f"{HOST}:{port}"
+            self._spawn("namesrv", "broker_adapter.namesrv.main", "--port", str(port))
+        else:
+            self.namesrv = beside.namesrv
         peers = free_ports(3)
         self.ports = free_ports(3)
         text = ";".join(f"n{number}-{HOST}:{one}" for number, one in enumerate(peers))
         for number, listen in enumerate(self.ports):
             self._conf(number).write_text(
                 f"""brokerClusterName=RaftCluster
-brokerName=RaftNode00
+brokerName={name}
 brokerIP1={HOST}
 listenPort={listen}
 namesrvAddr={self.namesrv}
 storePathRootDir={root / f"node{number}"}
 enableDLegerCommitLog=true
-dLegerGroup=RaftNode00
+dLegerGroup={name}
 dLegerPeers={text}
 dLegerSelfId=n{number}
 mappedFileSizeCommitLog=64MiB
@@ -179,13 +185,20 @@ messageDelayLevel=1s 1s 1s 2s 2s 2s
         )  # fmt: skip
         return done.stdout
 
+    def admin_until(self, word: str, *arguments: str, timeout_s: float = 60) -> str:
+        """Run mqadmin until it says ``word``: while there is no master, or on a busy machine, it may not at once."""
+        deadline = time.monotonic() + timeout_s
+        while word not in (said := self.admin(*arguments)):
+            assert time.monotonic() < deadline, f"mqadmin {' '.join(arguments)} said {said!r}; logs in {self.root}"
+        return said
+
     def master(self, *, other_than: int | None = None, timeout_s: float = 60) -> int:
         """Number of the node that is registered as master."""
         deadline = time.monotonic() + timeout_s
         while True:
             rows = json.loads(self.admin("clusterList", "-o", "json") or "[]")
             for row in rows:
-                if row["brokerId"] == 0 and row["up"]:
+                if row["brokerName"] == self.name and row["brokerId"] == 0 and row["up"]:
                     number = self.ports.index(int(row["address"].rpartition(":")[2]))
                     if number != other_than:
                         return number
@@ -198,8 +211,8 @@ messageDelayLevel=1s 1s 1s 2s 2s 2s
         child.wait()
 
     def create_topic(self, topic: str, queues: int = 4) -> None:
-        made = self.admin("updateTopic", "-c", "RaftCluster", "-t", topic, "-r", str(queues), "-w", str(queues))
-        assert "success" in made
+        size = ("-r", str(queues), "-w", str(queues))
+        self.admin_until("success", "updateTopic", "-c", "RaftCluster", "-t", topic, *size)
         deadline = time.monotonic() + 20
         while topic not in self.admin("topicList").split():
             assert time.monotonic() < deadline, "the topic was not registered"

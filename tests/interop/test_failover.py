@@ -11,7 +11,7 @@ import pytest
 
 from tests.interop.conftest import Clients, RealGroup
 
-pytestmark = [pytest.mark.interop, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.interop, pytest.mark.timeout(1800)]
 
 KILLS = int(os.environ.get("DLEDGER_INTEROP_KILLS", "3"))
 RESTART_AFTER_S = 0.5

@@ -296,7 +296,7 @@ def test_learners_never_campaign() -> None:
     world.elect("n0")
     world["n0"].propose(2)
     world.deliver()
-    world.advance(10)
+    world.advance(OPTIONS.commit_notice_ms)
     assert learner.core.role is Role.LEARNER
     assert learner.log == world["n0"].log
     assert learner.core.commit_index == 2

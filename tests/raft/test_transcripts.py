@@ -24,12 +24,12 @@ def first_election_and_first_entry() -> World:
     world = World()
     world.note("n0's timer fires first: it polls, campaigns, leads, and appends the empty entry of its term")
     world.elect("n0")
-    world.note("one append; idle links learn of the commit 5 ms later")
-    world.advance(10)
+    world.note("one append; idle links learn of the commit 20 ms later")
+    world.advance(25)
     world.wire.clear()
     world["n0"].propose()
     world.deliver()
-    world.advance(5)
+    world.advance(20)
     world.note("heartbeats")
     world.advance(100)
     return world
@@ -56,7 +56,7 @@ def kill_9_of_the_leader() -> World:
     for node in ("n1", "n2"):
         world[node].peer_connected("n0")
     world.deliver()
-    world.advance(10)
+    world.advance(25)
     return world
 
 
@@ -76,13 +76,13 @@ def repair_with_fast_back_up() -> World:
 def transfer_of_leadership() -> World:
     world = World()
     world.elect("n0")
-    world.advance(10)
+    world.advance(25)
     world.lines.clear()
     world.note("an append is on its way when n0 is asked to hand over to n2")
     world["n0"].propose(2)
     world["n0"].transfer("n2")
     world.deliver()
-    world.advance(10)
+    world.advance(25)
     return world
 
 
@@ -91,7 +91,7 @@ def partitioned_leader_rejoins() -> World:
     world.elect("n0")
     world["n0"].propose()
     world.deliver()
-    world.advance(10)
+    world.advance(25)
     world.lines.clear()
     world.note("n0 is cut off, and goes on taking appends that it cannot commit")
     world.isolate("n0")
@@ -118,7 +118,7 @@ def read_index_at_a_follower() -> World:
     world.elect("n0")
     world["n0"].propose()
     world.deliver()
-    world.advance(10)
+    world.advance(25)
     world.lines.clear()
     world.note("n2 is asked for a linearizable read; the leader confirms itself with one round of heartbeats")
     world["n2"].read(7)
@@ -148,7 +148,7 @@ def read_index_at_a_follower() -> World:
 def two_polls_one_yields() -> World:
     world = World()
     world.elect("n0")
-    world.advance(10)
+    world.advance(25)
     world.lines.clear()
     world.note(
         "n0 dies; both others start at the same moment. Of two equal logs the higher name goes on: no split vote"
@@ -166,7 +166,7 @@ def two_polls_one_yields() -> World:
 def split_vote() -> World:
     world = World(5)
     world.elect("n0")
-    world.advance(10)
+    world.advance(25)
     world.lines.clear()
     world.note("n0 dies; n1 and n2 start at the same moment, and their polls reach n3 and n4 before each other")
     world["n0"].crash()

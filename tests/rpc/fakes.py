@@ -12,7 +12,7 @@ from dledger.rpc.options import NetworkOptions
 from dledger.rpc.server import GrpcServer
 from dledger.rpc.transport import GrpcTransport
 from dledger.storage.entry import EntryGroup, RawSlice, encode_groups, iter_entries
-from dledger.types import BatchResult, IndexRun, NodeStatus, PeerStatus
+from dledger.types import BatchResult, IndexRun, LogRun, NodeEvent, NodeStatus, PeerStatus
 
 GROUP = "g0"
 SEGMENT_BYTES = 2**30
@@ -127,10 +127,11 @@ class FakeBackend:
 
     def status(self):
         self._call("status")
-        peer = PeerStatus("n1", "127.0.0.1:2", True, 5, 6, 4, 2, "replicate", 12)
+        peer = PeerStatus("n1", "127.0.0.1:2", True, 5, 6, 4, 2, "replicate", 12, {"AppendEntries": 9})
         return NodeStatus(
             self.group, self.node_id, "127.0.0.1:1", "leader", 3, "n0", "n0", "127.0.0.1:1",
             0, 9, 9, 8, 7, (peer,), "data", "FILE", "SYNC_FLUSH", 100, 200, 300, 400, "1.2", 55, 6, 66, 5, 77, 88, "fine",
+            900, 1900, -1, 600, (LogRun(0, 1), LogRun(5, 3)), 2, (NodeEvent(7, 12, "voted", {"for": "n0"}),),
         )  # fmt: skip
 
     async def transfer_leadership(self, target):

@@ -26,12 +26,15 @@ async def test_status_has_every_field_of_the_nodes(stub, node, group):
     status = node.backend.status()
     assert answer.header.code == 200
     for name in NodeStatus.__slots__:
-        if name not in {"leader_id", "leader_address", "peers"}:
+        if name not in {"leader_id", "leader_address", "peers", "tail", "events"}:
             assert getattr(answer, name) == getattr(status, name), name
     assert (answer.header.leader_id, answer.header.leader_address) == (status.leader_id, status.leader_address)
-    (peer,) = answer.peers
-    for name in type(status.peers[0]).__slots__:
-        assert getattr(peer, name) == getattr(status.peers[0], name), name
+    for name in ("peers", "tail", "events"):
+        parts = getattr(status, name)
+        assert len(parts) == len(getattr(answer, name)) > 0
+        for part, sent in zip(parts, getattr(answer, name), strict=True):
+            for field in type(part).__slots__:
+                assert getattr(sent, field) == getattr(part, field), (name, field)
 
 
 @pytest.mark.parametrize(("target", "expected"), [("n1", "n1"), ("", "n1")])

@@ -238,3 +238,18 @@ def test_a_job_that_crashes_is_never_answered(loop, fs):
 
     loop.run_until_complete(wait())
     assert len(crashes) == 1 and not loop.unhandled
+
+
+def test_the_power_fails_before_what_is_written_is_durable(fs, disk):
+    """`crash_at_sync`: not at a sync of another file, nor of one that has nothing to sync; the write may be torn."""
+    other, handle = fs.open("/d/other", create=True), synced_file(fs)
+    fs.crash_at_sync = "/d/f"
+    fs.sync(handle)
+    fs.pwrite(other, b"other", 0)
+    fs.sync(other)
+    fs.pwrite(handle, b"x" * 3000, 0)
+    with pytest.raises(SimulatedCrash):
+        fs.sync(handle)
+    disk.power_failure(PowerLoss(keep=1.0, tear=1.0))
+    left = bytes(disk.files["/d/f"].data)
+    assert 0 < left.count(b"x") < 3000

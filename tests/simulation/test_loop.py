@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
+import signal
 import time
 
 import pytest
@@ -251,3 +253,45 @@ def test_many_cancelled_timers_are_swept(loop):
 
     loop.run_until_complete(main())
     assert len(loop._timers) < 1000
+
+
+class TimeIsUp(BaseException):
+    """What a test's time limit raises, as `pytest.fail.Exception`, is no `Exception`."""
+
+
+@pytest.fixture
+def alarm():
+    """A handler of SIGALRM that raises, in the place of pytest-timeout's own."""
+
+    def ring(_number, _frame):
+        raise TimeIsUp
+
+    before = signal.signal(signal.SIGALRM, ring)
+    yield ring
+    assert signal.getsignal(signal.SIGALRM) is ring, "the loop puts back what it found"
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.parametrize("where", ["task", "callback", "code that swallows"])
+def test_a_time_limit_ends_the_run_wherever_it_strikes(alarm, where):
+    """In a task that keeps the exception, in a callback that the loop guards, in code that catches everything."""
+    loop = SimLoop(random.Random(1))
+
+    async def strike():
+        signal.raise_signal(signal.SIGALRM)
+
+    async def swallow():
+        with contextlib.suppress(BaseException):
+            await strike()
+
+    async def main():
+        if where == "callback":
+            loop.call_later(1, signal.raise_signal, signal.SIGALRM)
+        else:
+            loop.create_task(strike() if where == "task" else swallow())
+        await asyncio.sleep(3600)
+
+    with pytest.raises(TimeIsUp):
+        loop.run_until_complete(main())
+    assert loop.time() < 1002
+    loop.close()

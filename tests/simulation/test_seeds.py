@@ -1,4 +1,4 @@
-"""The group under every fault, seed by seed; and the proof that a seed is a run."""
+"""A seed is a run: the same one each time, judged, told, and kept apart from the machine. (Many: test_campaign.py.)"""
 
 from __future__ import annotations
 
@@ -18,36 +18,12 @@ from dledger.sim.run import run_seed
 from dledger.sim.scenario import FAULTS, draw_scenario
 
 
-@pytest.mark.parametrize("seed", range(8))
-def test_a_seed_shows_nothing_wrong(seed):
-    """A minute of virtual time with everything broken, then recovery: no violation. (More: ``dledger sim``.)"""
-    result = run_seed(seed)
-    assert result.ok, f"{result.message}\nreplay: dledger sim --seed {seed} --trace"
-    assert result.virtual_s >= 58
-    assert result.counts["entries"] > 0 or len(draw_scenario(seed).node_ids) == 1
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(100_000)
-def test_campaign():
-    """Ten thousand seeds, no violation."""
-    outcome = CliRunner().invoke(sim, ["--seeds", "0..9999"], standalone_mode=False)
-    assert outcome.return_value == 0, outcome.output
-
-
 def test_the_same_seed_is_the_same_run():
     """Twice in this process, trace by trace."""
-    for seed in range(40, 45):
+    for seed in range(40, 43):
         one, two = run_seed(seed, duration_s=10), run_seed(seed, duration_s=10)
         assert one.trace_hash == two.trace_hash
         assert (one.counts, one.callbacks, one.virtual_s) == (two.counts, two.callbacks, two.virtual_s)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(3600)
-def test_a_hundred_seeds_twice():
-    """100 of 100 replays are identical."""
-    assert [seed for seed in range(100) if run_seed(seed).trace_hash != run_seed(seed).trace_hash] == []
 
 
 def test_a_seed_is_the_same_run_in_any_process():

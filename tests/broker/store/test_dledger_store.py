@@ -23,8 +23,9 @@ from broker_adapter.store.api import (
     PutResult,
     StateKind,
 )
-from broker_adapter.store.dledger_store import DLedgerMessageStore, put_status
+from broker_adapter.store.dledger_store import DLedgerMessageStore
 from broker_adapter.store.factory import open_store
+from broker_adapter.store.put_groups import put_status
 from dledger import ConfigError, DLedgerError, MemberRole, Outcome
 from dledger.errors import (
     CorruptLogError,

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-__all__ = ["MUTANTS", "Mutant", "Patch", "StaleMutantError", "apply", "patched_source"]
+__all__ = ["CAUGHT_BY", "CONTROL", "MUTANTS", "Mutant", "Patch", "StaleMutantError", "apply", "patched_source"]
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -234,12 +234,23 @@ MUTANTS: tuple[Mutant, ...] = (
         "            pass\n        handler",
         "B.3-10",
     ),
-    _one(
+    Mutant(
         "late completion vouches for another entry",
-        CORE,
-        "        if last_index <= self.stable_index or self.log.term_at(last_index) != last_term:\n            return\n",
-        "        if last_index <= self.stable_index:\n            return\n"
-        "        last_index = min(last_index, self.log.last_index)\n",
+        (
+            Patch(
+                CORE,
+                "        if last_index <= self.stable_index or self.log.term_at(last_index) != last_term:\n"
+                "            return\n",
+                "        if last_index <= self.stable_index:\n            return\n"
+                "        last_index = min(last_index, self.log.last_index)\n",
+            ),
+            # The store says by itself what a completion no longer covers; either guard is enough for this mistake.
+            Patch(
+                STORE,
+                "        if batch.cut_from is not None and batch.last is not None and batch.last.index >= batch.cut_from:\n",
+                "        if False:\n",
+            ),
+        ),
         "B.3-24; Redpanda PR #1762",
     ),
     # --- durability ---
@@ -395,3 +406,9 @@ MUTANTS: tuple[Mutant, ...] = (
         "B.2-32; DLedger #331",
     ),
 )
+
+CONTROL = _one("control: nothing is wrong", QUORUM, "> len(voters) // 2\n", "> (len(voters) // 2)\n", "")
+"""Changes nothing that counts, so nothing may catch it. Only run where it is named."""
+
+CAUGHT_BY: dict[str, int] = {}
+"""Mutant → the first seed that catches it, as ``scripts/mutants.py --full`` found it; only a hint where to look first."""

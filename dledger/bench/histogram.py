@@ -1,6 +1,10 @@
-"""A log-linear histogram of durations: constant memory, every value within 1.6 %."""
+"""A log-linear histogram of durations: constant memory, every value within 1.6 %, and two of them can be added."""
 
 from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Mapping
+from typing import Any, Self
 
 __all__ = ["Histogram"]
 
@@ -42,6 +46,43 @@ class Histogram:
         self.count += 1
         self._total += value
         self._maximum = max(self._maximum, value)
+
+    def record_all(self, values_ns: list[int]) -> None:
+        """Count many durations, none negative, far faster than one by one. Sorts the list."""
+        if not values_ns:
+            return
+        values_ns.sort()
+        counts, at, size = self._counts, 0, len(values_ns)
+        while at < size:
+            bucket = _bucket(values_ns[at])
+            end = bisect_right(values_ns, _upper_edge(bucket), at)
+            counts[bucket] = counts.get(bucket, 0) + end - at
+            at = end
+        self.count += size
+        self._total += sum(values_ns)
+        self._maximum = max(self._maximum, values_ns[-1])
+
+    def add(self, other: Histogram) -> None:
+        """Count all that another has counted, too."""
+        for bucket, count in other._counts.items():
+            self._counts[bucket] = self._counts.get(bucket, 0) + count
+        self.count += other.count
+        self._total += other._total
+        self._maximum = max(self._maximum, other._maximum)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return all of it for another process."""
+        counts = {str(bucket): count for bucket, count in self._counts.items()}
+        return {"counts": counts, "total_ns": self._total, "max_ns": self._maximum}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """Return what `as_json` described."""
+        made = cls()
+        made._counts = {int(bucket): int(count) for bucket, count in values["counts"].items()}
+        made._total, made._maximum = int(values["total_ns"]), int(values["max_ns"])
+        made.count = sum(made._counts.values())
+        return made
 
     def percentile(self, percent: float) -> int:
         """Return a duration in ns that ``percent`` of the values do not exceed; 0 where there are none."""

@@ -1,0 +1,63 @@
+"""`DLedgerServer` as a program embeds it: what a failed start leaves behind."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+
+import pytest
+
+from dledger import DLedgerConfig, DLedgerServer, Peer
+from dledger.driver.driver import Driver
+from dledger.errors import NotLeaderError, StorageError
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def config(tmp_path, port, group="g"):
+    peers = (Peer("n0", "127.0.0.1", port),)
+    return DLedgerConfig(group=group, self_id="n0", peers=peers, store_path_root_dir=str(tmp_path))
+
+
+async def first_append(server):
+    async with asyncio.timeout(20):
+        while True:
+            try:
+                return await server.append(b"x")
+            except NotLeaderError:
+                await asyncio.sleep(0.01)
+
+
+@pytest.mark.asyncio
+async def test_a_start_that_fails_in_the_end_gives_port_and_folder_back(tmp_path, monkeypatch):
+    port = free_port()
+
+    async def start(self):
+        self.failure = asyncio.get_running_loop().create_future()
+        raise RuntimeError("no")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Driver, "start", start)
+        with pytest.raises(RuntimeError, match="no"):
+            await DLedgerServer(config(tmp_path, port)).start()
+    server = DLedgerServer(config(tmp_path, port))
+    await server.start()
+    assert (await first_append(server)).index >= 1
+    await server.stop()
+
+
+@pytest.mark.asyncio
+async def test_a_folder_of_another_group_is_refused_and_nothing_is_left_running(tmp_path):
+    port = free_port()
+    server = DLedgerServer(config(tmp_path, port))
+    await server.start()
+    await server.stop()
+    with pytest.raises(StorageError, match="belongs to node n0 of group g"):
+        await DLedgerServer(config(tmp_path, port, group="other")).start()
+    again = DLedgerServer(config(tmp_path, port))
+    await again.start()
+    await again.stop()
