@@ -6,19 +6,30 @@ import asyncio
 import contextlib
 import json
 import os
+import subprocess
 import sys
-from asyncio.subprocess import PIPE, Process
+import tempfile
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Final
+from subprocess import PIPE
+from typing import IO, Any, Final
 
 from dledger.bench.load import Load, Measurement
 from dledger.bench.meter import CpuMeter, resident_bytes
 from dledger.bench.worker import Task
 from dledger.errors import UnavailableError
 
-__all__ = ["drive", "drive_group", "echo_server", "expect_line", "helper_command", "own_process", "python_environment"]
+__all__ = [
+    "Helper",
+    "drive",
+    "drive_group",
+    "echo_server",
+    "expect_line",
+    "helper_command",
+    "own_process",
+    "python_environment",
+]
 
 _ERROR_BYTES: Final = 2000
 _LINE_BYTES: Final = 64 * 1024 * 1024
@@ -37,52 +48,95 @@ def python_environment() -> dict[str, str]:
     return env | {"PYTHONPATH": os.pathsep.join(filter(None, [root, env.get("PYTHONPATH")]))}
 
 
+class Helper:
+    """A helper process with pipes.
+
+    `subprocess` starts it and not the loop: uvloop runs Python in the forked child, where the collector may meet gRPC's
+    objects and wait for their threads for ever.
+    """
+
+    def __init__(self, process: subprocess.Popen[bytes], reader: asyncio.StreamReader, errors: IO[bytes]) -> None:
+        self._process = process
+        self._reader = reader
+        self._errors = errors
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    async def readline(self) -> str:
+        """Return its next line without the line end; "" where it has closed its output."""
+        return (await self._reader.readline()).decode("utf-8", "replace").strip()
+
+    def tell(self, text: str) -> None:
+        """Write to its standard input: a few kilobytes at most, since this waits for the pipe.
+
+        Raises:
+            UnavailableError: it has ended.
+        """
+        try:
+            if self._process.stdin is not None:
+                self._process.stdin.write(text.encode())
+                self._process.stdin.flush()
+        except BrokenPipeError:
+            raise UnavailableError(f"a helper process ended: {self.last_words()}") from None
+
+    def last_words(self) -> str:
+        """Return the end of what it has written to standard error."""
+        size = self._errors.seek(0, os.SEEK_END)
+        self._errors.seek(max(size - _ERROR_BYTES, 0))
+        return self._errors.read().decode("utf-8", "replace").strip() or "it said nothing"
+
+    async def end(self) -> None:
+        """Kill it, if it runs, and collect it."""
+        self._process.kill()
+        await asyncio.to_thread(self._process.wait)
+
+
+def _start(command: Sequence[str], env: Mapping[str, str] | None, errors: IO[bytes]) -> subprocess.Popen[bytes]:
+    environment = dict(env or python_environment())
+    return subprocess.Popen(command, stdin=PIPE, stdout=PIPE, stderr=errors, env=environment)
+
+
 @asynccontextmanager
-async def own_process(command: Sequence[str], env: Mapping[str, str] | None = None) -> AsyncIterator[Process]:
+async def own_process(command: Sequence[str], env: Mapping[str, str] | None = None) -> AsyncIterator[Helper]:
     """Start a process with pipes; whatever happens it has ended afterwards."""
-    process = await asyncio.create_subprocess_exec(
-        *command, stdin=PIPE, stdout=PIPE, stderr=PIPE, limit=_LINE_BYTES, env=dict(env or python_environment())
-    )
-    try:
-        yield process
-    finally:
-        if process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-        with contextlib.suppress(asyncio.CancelledError):
-            await process.communicate()
+    with tempfile.TemporaryFile() as errors:
+        process = _start(command, env, errors)
+        reader = asyncio.StreamReader(limit=_LINE_BYTES)
+        helper = Helper(process, reader, errors)
+        transport: asyncio.BaseTransport | None = None
+        try:
+            protocol = asyncio.StreamReaderProtocol(reader)
+            transport, _ = await asyncio.get_running_loop().connect_read_pipe(lambda: protocol, process.stdout)
+            yield helper
+        finally:
+            try:
+                await helper.end()
+            finally:
+                if transport is not None:
+                    transport.close()
+                with contextlib.suppress(BrokenPipeError):
+                    if process.stdin is not None:
+                        process.stdin.close()
 
 
-async def expect_line(process: Process, word: str | None, limit_s: float) -> str:
+async def expect_line(process: Helper, word: str | None, limit_s: float) -> str:
     """Return the next line, which must be ``word`` unless that is None.
 
     Raises:
         UnavailableError: it is another, or none came in time, or the process ended; with what it wrote.
     """
-    line = await _line(process, limit_s)
+    try:
+        async with asyncio.timeout(limit_s):
+            line = await process.readline()
+    except TimeoutError:
+        raise UnavailableError(f"a helper process said nothing for {limit_s:g} s") from None
+    if not line:
+        raise UnavailableError(f"a helper process ended: {process.last_words()}")
     if word is not None and line != word:
         raise UnavailableError(f"a helper process wrote {line[:80]!r} in place of {word}")
     return line
-
-
-async def _line(process: Process, limit_s: float) -> str:
-    if process.stdout is None or process.stderr is None:
-        raise UnavailableError("a helper process without pipes")
-    try:
-        async with asyncio.timeout(limit_s):
-            line = await process.stdout.readline()
-            if not line:
-                said = (await process.stderr.read(_ERROR_BYTES * 8))[-_ERROR_BYTES:].decode("utf-8", "replace")
-                raise UnavailableError(f"a helper process ended: {said.strip() or 'it said nothing'}")
-    except TimeoutError:
-        raise UnavailableError(f"a helper process said nothing for {limit_s:g} s") from None
-    return line.decode().strip()
-
-
-async def _tell(process: Process, text: str) -> None:
-    if process.stdin is not None:
-        process.stdin.write(text.encode())
-        await process.stdin.drain()
 
 
 async def drive(
@@ -105,12 +159,12 @@ async def drive(
     async with contextlib.AsyncExitStack() as stack:
         processes = [await stack.enter_async_context(own_process(command, env)) for command in commands]
         for process, line in zip(processes, inputs, strict=False):
-            await _tell(process, line)
+            process.tell(line)
         await asyncio.gather(*(expect_line(process, "WARM", limit_s) for process in processes))
         names = dict(pids) | {f"client {number}": process.pid for number, process in enumerate(processes)}
         meter = CpuMeter(names)
         for process in processes:
-            await _tell(process, "BEGIN\n")
+            process.tell("BEGIN\n")
         ends = [asyncio.ensure_future(expect_line(process, "END", load.duration_s + limit_s)) for process in processes]
         try:
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
@@ -121,8 +175,8 @@ async def drive(
             for end in ends:
                 end.cancel()
         for process in processes:
-            await _tell(process, "STOP\n")
-        results: list[dict[str, Any]] = [json.loads(await _line(process, _END_S)) for process in processes]
+            process.tell("STOP\n")
+        results: list[dict[str, Any]] = [json.loads(await expect_line(process, None, _END_S)) for process in processes]
     found = Measurement.joined(load, results)
     clients = sum(seconds for name, seconds in used.seconds.items() if name not in pids)
     found.cpu_s = {name: used.seconds[name] for name in pids}
@@ -154,7 +208,7 @@ async def echo_server(entries: int, size_bytes: int) -> AsyncIterator[tuple[str,
     """
     command = helper_command("echo", "--entries", str(entries), "--size", str(size_bytes))
     async with own_process(command) as process:
-        word, _, address = (await _line(process, _END_S)).partition(" ")
+        word, _, address = (await expect_line(process, None, _END_S)).partition(" ")
         if word != "READY":
             raise UnavailableError(f"the echo server wrote {word!r}")
         yield address, process.pid

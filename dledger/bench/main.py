@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -116,8 +115,6 @@ def suite(
     output: Path,
 ) -> None:
     """Measure every row, this project and its peers in turn; write the figures as JSON and print the table."""
-    # Before gRPC is imported: processes are started while its threads run, and exec follows at once.
-    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     from dledger.bench.report import table  # noqa: PLC0415
     from dledger.bench.suite import Suite, SuiteOptions, save  # noqa: PLC0415
 

@@ -87,8 +87,7 @@ async def opening_times(directory: Path, wanted_bytes: int, size_bytes: int, rep
     command = helper_command("make-store", *folder, "--bytes", str(wanted_bytes), "--size", str(size_bytes))
     async with own_process(command) as process:
         await expect_line(process, "MADE", _MAKE_S)
-        process.kill()
-        await process.wait()
+        await process.end()
     found: dict[str, list[float]] = {"cold": [], "warm": []}
     for _ in range(repeats):
         for kind in ("cold", "warm"):

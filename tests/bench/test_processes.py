@@ -114,8 +114,7 @@ async def test_a_killed_store_opens_as_often_as_one_likes(tmp_path: Path) -> Non
     assert {kind: len(times) for kind, times in found.items()} == {"cold": 2, "warm": 2}
     assert all(0 < seconds < 60 for times in found.values() for seconds in times)
     async with own_process(helper_command("open-store", "--directory", str(tmp_path / "store"))) as process:
-        assert process.stdout is not None
-        opened = json.loads(await process.stdout.readline())
+        opened = json.loads(await process.readline())
     assert opened["bytes"] >= 3_000_000
     assert opened["last_index"] >= 3_000_000 // 304 - 1
 
@@ -227,7 +226,8 @@ async def test_the_rabbitmq_client_counts_each_confirm_once() -> None:
         await declare_queue(port, "bench")
         load = Load("append", 30, **BRIEF)
         command = helper_command("peer-load", "--kind", "rabbitmq", "--port", str(port))
-        # A window of 30 empties only if every message is confirmed: one that was counted twice would overrun it.
+        # A message counted twice has no place in the window left (the driver would fail); one not counted stays in it for
+        # good, and thirty of those end the load within 90 messages.
         found = await drive([command], load, {}, inputs=[Task("", "", load).as_line()])
-    assert found.acknowledged == found.latency.count > 30
-    assert found.acknowledged % 3 == 0
+    assert found.acknowledged == found.latency.count > 90
+    assert found.slices[-1] > 0

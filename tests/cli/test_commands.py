@@ -79,7 +79,7 @@ def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -
         ["tail", "--from", "-1", "--peers", "n0-h:1"],
         ["bench", "--concurrency", "0"],
         ["bench", "--rate", "fast"],
-        ["bench", "--rate", "10", "--batch", "5"],
+        ["bench", "--rate", "0"],
         ["start", "-c", str(CONF), "-D", "nothing"],
         ["config", "explain", "noSuchKey"],
     ],

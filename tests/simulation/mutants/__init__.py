@@ -111,28 +111,28 @@ MUTANTS: tuple[Mutant, ...] = (
         FILES,
         "        fs.pwrite(handle, data, 0)\n        fs.sync(handle)\n",
         "        fs.pwrite(handle, data, 0)\n",
-        "B.3-1; PySyncObj #84, DLedger's state file",
+        "PySyncObj #84, DLedger's state file",
     ),
     _one(
         "rename of the vote not synced",
         FILES,
         "    fs.rename(temporary, path)\n    fs.sync_dir(directory)\n",
         "    fs.rename(temporary, path)\n",
-        "B.3-1",
+        "§5.1; a rename lasts once its folder is synced",
     ),
     _one(
         "messages do not wait for term and vote",
         CORE,
         "        if self._hard_state_durable:\n            self._ready.messages.append",
         "        if True:\n            self._ready.messages.append",
-        "B.3-2; hashicorp #661",
+        "hashicorp #661",
     ),
     _one(
         "second vote in a term",
         CORE,
         "        elif self.vote is not None and self.vote != message.sender:\n",
         "        elif False:\n",
-        "B.3-3",
+        "§5.2",
     ),
     # --- elections ---
     _one(
@@ -140,14 +140,14 @@ MUTANTS: tuple[Mutant, ...] = (
         QUORUM,
         "len(voters & present) > len(voters) // 2",
         "len(voters & present) >= len(voters) // 2",
-        "B.3-12",
+        "§5.2, §5.3",
     ),
     _one(
         "commit needs one fewer",
         QUORUM,
         "    return ordered[len(voters) // 2]\n",
         "    return ordered[max(len(voters) // 2 - 1, 0)]\n",
-        "B.3-12",
+        "§5.2, §5.3",
     ),
     _one(
         "logs compared by length only",
@@ -156,21 +156,21 @@ MUTANTS: tuple[Mutant, ...] = (
         "            return VoteResult.REJECT_EXPIRED_LEDGER_TERM\n"
         "        if message.last_log_term == self.log.last_term and message.last_log_index",
         "        if message.last_log_index",
-        "B.3-13; DLedger #52",
+        "DLedger #52",
     ),
     _one(
         "logs compared by term only",
         CORE,
         "message.last_log_index < self.log.last_index:\n            return VoteResult.REJECT_SMALL",
         "False:\n            return VoteResult.REJECT_SMALL",
-        "B.3-13",
+        "§5.4.1",
     ),
     _one(
         "vote floor ignored",
         CORE,
         "        if floor is None or LogId(last_term, last_index) >= floor:\n            return False\n",
         "        return False\n",
-        "B.2-12: a wiped node votes as its old self",
+        "a wiped node votes as its old self",
     ),
     _one(
         "own vote counted before it is durable",
@@ -179,7 +179,7 @@ MUTANTS: tuple[Mutant, ...] = (
         '        self._event("campaign_started", term=self.term, transfer=transfer)\n'
         "        self._hard_state_durable = True\n"
         "        self._count_vote(self.node_id, True)\n",
-        "B.3-2",
+        "§5.1",
     ),
     # --- replication ---
     _one(
@@ -187,14 +187,14 @@ MUTANTS: tuple[Mutant, ...] = (
         CORE,
         "        if index <= self.commit_index or self.log.term_at(index) != self.term:\n",
         "        if index <= self.commit_index:\n",
-        "B.3-4; figure 8, PySyncObj #110",
+        "figure 8, PySyncObj #110",
     ),
     _one(
         "truncates without a conflict",
         CORE,
         "        conflict = self.log.first_conflict(message.terms, message.last_index)\n",
         "        conflict = message.prev_log_index + 1 if message.prev_log_index < self.log.last_index else None\n",
-        "B.3-5; async-raft, WRaft",
+        "async-raft, WRaft",
     ),
     _one(
         "previous entry not compared",
@@ -208,7 +208,7 @@ MUTANTS: tuple[Mutant, ...] = (
         CORE,
         "        self._follow_commit(min(message.commit_index, message.last_index))\n",
         "        self._follow_commit(min(message.commit_index, self.log.last_index))\n",
-        "B.3-6",
+        "§5.3",
     ),
     Mutant(
         "heartbeat carries commit beyond the match",
@@ -225,14 +225,14 @@ MUTANTS: tuple[Mutant, ...] = (
                 "min(message.commit_index, self.log.last_index)",
             ),
         ),
-        "B.3-23",
+        "etcd's rule for heartbeats",
     ),
     _one(
         "messages of older terms accepted",
         CORE,
         "            self._answer_stale(message)\n            return\n        handler",
         "            pass\n        handler",
-        "B.3-10",
+        "§5.1",
     ),
     Mutant(
         "late completion vouches for another entry",
@@ -251,7 +251,7 @@ MUTANTS: tuple[Mutant, ...] = (
                 "        if False:\n",
             ),
         ),
-        "B.3-24; Redpanda PR #1762",
+        "Redpanda PR #1762",
     ),
     # --- durability ---
     _one(
@@ -259,28 +259,28 @@ MUTANTS: tuple[Mutant, ...] = (
         CORE,
         "        matches[self.node_id] = self.stable_index\n",
         "        matches[self.node_id] = self.log.last_index\n",
-        "B.3-18; etcd #14370",
+        "etcd #14370",
     ),
     _one(
         "follower acknowledges before its fsync",
         CORE,
         "        return min(max(self._verified_index, self.commit_index), self.stable_index)\n",
         "        return min(max(self._verified_index, self.commit_index), self.log.last_index)\n",
-        "B.2-4; DLedger's flush",
+        "DLedger's flush",
     ),
     _one(
         "group commit without fsync",
         STORE,
         "        if batch.last is not None and self.options.sync_flush:\n            self._data.sync()\n",
         "        if batch.last is not None and self.options.sync_flush:\n",
-        "B.2-4",
+        "§5.1, §5.3",
     ),
     _one(
         "failed fsync ignored",
         STORE,
         "        except StorageFailedError as error:\n            self._failed = error\n            raise\n\n    def _write(",
         "        except StorageFailedError:\n            pass\n\n    def _write(",
-        "B.3-19; ATC'20",
+        "ATC'20",
     ),
     _one(
         "clean pages trusted after a failed fsync",
@@ -295,21 +295,21 @@ MUTANTS: tuple[Mutant, ...] = (
         "        if _crc(data[at + HEADER_BYTES : at + size]) != body_crc:\n"
         '            problem = f"entry {index}: body CRC mismatch"\n            break\n',
         "",
-        "B.2-5; etcd #6378",
+        "etcd #6378",
     ),
     _one(
         "damage taken for a torn tail",
         RECOVERY,
         "    if log.last_index < known:\n",
         "    if False:\n",
-        "B.2-6; PAR FAST'18",
+        "PAR FAST'18",
     ),
     _one(
         "floor forgotten after a power failure",
         RECOVERY,
         "    if not exact:\n        report.vote_floor = remains.furthest()\n",
         "",
-        "B.2-6",
+        "the vote floor, docs/divergence.md",
     ),
     _one(
         "watermark not lowered before truncation",
@@ -324,7 +324,7 @@ MUTANTS: tuple[Mutant, ...] = (
         STORE,
         "runs, self._sessions.base.to_json())",
         'runs, "")',
-        "B.3-20",
+        "thesis §6.3",
     ),
     _one(
         "session table not rolled back",
@@ -338,7 +338,7 @@ MUTANTS: tuple[Mutant, ...] = (
         APPENDS,
         "            repeated = sessions.locate(batch.session_id, batch.first_sequence, count)\n",
         "            repeated = []\n",
-        "B.2-18; RocketMQ #3210",
+        "RocketMQ #3210",
     ),
     _one(
         "retries in one proposal appended again",
@@ -352,14 +352,14 @@ MUTANTS: tuple[Mutant, ...] = (
         APPENDS,
         "        if all(run.first_index + run.count - 1 <= self._core.commit_index for run in runs):\n",
         "        if True:\n",
-        "B.2-18",
+        "thesis §6.3",
     ),
     _one(
         "append acknowledged when it is appended",
         APPENDS,
         "            self._pending.resolve(commit_index)\n",
         "            self._pending.resolve(self._core.last_index)\n",
-        "B.2-4",
+        "§5.1, §5.3",
     ),
     # --- reads and answers ---
     _one(
@@ -367,35 +367,35 @@ MUTANTS: tuple[Mutant, ...] = (
         CORE,
         "        self._reads.append(read)\n        if not self._round_open:\n            self._start_round()\n",
         "        self._finish_read(read, read.read_index)\n",
-        "B.2-17; etcd #20418",
+        "etcd #20418",
     ),
     _one(
         "read before the first own entry",
         CORE,
         "        if not self.is_leader_ready:\n            # Until",
         "        if False:\n            # Until",
-        "B.3-14; thesis §6.4",
+        "thesis §6.4",
     ),
     _one(
         "read joins a round that began before it",
         CORE,
         "_PendingRead(request_id, origin, self.commit_index, self._round + 1)",
         "_PendingRead(request_id, origin, self.commit_index, self._round)",
-        "B.3-15",
+        "thesis §6.4",
     ),
     _one(
         "read answered before this node has caught up",
         DRIVER,
         "        if index > self.core.commit_index:\n            try:\n",
         "        if False:\n            try:\n",
-        "B.2-17, at followers",
+        "thesis §6.4, at followers",
     ),
     _one(
         "unknown outcome told as definite",
         APPENDS,
         "        self._pending.fail_all(pending_error)\n",
         "        self._pending.fail_all(waiting_error)\n",
-        "B.2-19; DLedger's 2023 Jepsen test",
+        "DLedger's 2023 Jepsen test",
     ),
     # --- liveness ---
     _one(
@@ -403,12 +403,51 @@ MUTANTS: tuple[Mutant, ...] = (
         CORE,
         "                progress.probe_sent = False  # the probe",
         "                pass  # the probe",
-        "B.2-32; DLedger #331",
+        "DLedger #331",
     ),
 )
 
 CONTROL = _one("control: nothing is wrong", QUORUM, "> len(voters) // 2\n", "> (len(voters) // 2)\n", "")
 """Changes nothing that counts, so nothing may catch it. Only run where it is named."""
 
-CAUGHT_BY: dict[str, int] = {}
+CAUGHT_BY: dict[str, int] = {
+    "vote not synced": 0,
+    "rename of the vote not synced": 0,
+    "messages do not wait for term and vote": 0,
+    "majority off by one": 3,
+    "second vote in a term": 4,
+    "commit needs one fewer": 0,
+    "logs compared by term only": 2,
+    "vote floor ignored": 3,
+    "own vote counted before it is durable": 0,
+    "commit by count alone": 1,
+    "truncates without a conflict": 0,
+    "previous entry not compared": 1,
+    "commit beyond what was compared": 1,
+    "heartbeat carries commit beyond the match": 1,
+    "messages of older terms accepted": 0,
+    "logs compared by length only": 27,
+    "leader counts itself before its fsync": 1,
+    "follower acknowledges before its fsync": 0,
+    "group commit without fsync": 0,
+    "failed fsync ignored": 0,
+    "clean pages trusted after a failed fsync": 0,
+    "late completion vouches for another entry": 14,
+    "damage taken for a torn tail": 2,
+    "floor forgotten after a power failure": 1,
+    "torn tail taken for whole": 7,
+    "watermark not lowered before truncation": 3,
+    "session table not rolled back": 1,
+    "repeated sequences appended again": 0,
+    "session table not in the checkpoint": 5,
+    "retry acknowledged before it is committed": 0,
+    "append acknowledged when it is appended": 0,
+    "read without asking a majority": 1,
+    "read before the first own entry": 2,
+    "retries in one proposal appended again": 8,
+    "read joins a round that began before it": 1,
+    "read answered before this node has caught up": 1,
+    "unknown outcome told as definite": 1,
+    "lost probe is never repeated": 7,
+}
 """Mutant → the first seed that catches it, as ``scripts/mutants.py --full`` found it; only a hint where to look first."""
