@@ -47,10 +47,14 @@ class ThreadExecutor:
 
     async def run(self, function: Callable[[Unpack[_Args]], _T], *args: *_Args) -> _T:
         self._busy_count += 1
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self._pool, function, *args)
-        finally:
-            self._busy_count -= 1
+        work = asyncio.get_running_loop().run_in_executor(self._pool, function, *args)
+        work.add_done_callback(self._done)
+        return await asyncio.shield(
+            work
+        )  # whoever waits may be cancelled; the thread goes on, and counts until it ends
+
+    def _done(self, _work: object) -> None:
+        self._busy_count -= 1
 
     async def run_quick(self, function: Callable[[Unpack[_Args]], _T], *args: *_Args) -> _T:
         if self._doubt <= _DOUBT_INLINE_MAX:

@@ -85,6 +85,22 @@ async def test_quick_work_never_overtakes_what_the_thread_is_doing(disk, clock):
 
 
 @pytest.mark.asyncio
+async def test_nor_what_the_thread_is_doing_for_somebody_who_was_cancelled(disk, clock):
+    await prove(disk, clock)
+    gate, begun, order = threading.Event(), threading.Event(), []
+    slow = asyncio.ensure_future(disk.run(lambda: (begun.set(), gate.wait(10), order.append("slow"))))
+    await asyncio.to_thread(begun.wait, 10)
+    slow.cancel()
+    await asyncio.gather(slow, return_exceptions=True)
+    quick = asyncio.ensure_future(disk.run_quick(order.append, "quick"))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    gate.set()
+    await quick
+    assert order == ["slow", "quick"]
+
+
+@pytest.mark.asyncio
 async def test_an_error_comes_through_either_way(disk, clock):
     def fail():
         raise OSError("no")
