@@ -24,7 +24,7 @@ from dledger.metrics.peers import MeteredTransport
 from dledger.observer import NodeObserver
 from dledger.raft.messages import EntryType, NodeId
 from dledger.rpc.options import NetworkOptions
-from dledger.rpc.server import GrpcServer
+from dledger.rpc.server import AddressInUseError, GrpcServer
 from dledger.rpc.transport import GrpcTransport
 from dledger.security.listen import check_listeners
 from dledger.security.node import node_security
@@ -134,9 +134,11 @@ class DLedgerServer:
         )
         observer = NodeObserver(driver, metered, grpc_server, tokens)
         try:
+            await self._listen_for_peers(transport)
             await grpc_server.start()
             await observer.listen()
         except BaseException:
+            await transport.stop()
             await observer.stop()
             await grpc_server.stop()
             await disk.run(store.close)
@@ -152,6 +154,24 @@ class DLedgerServer:
             with contextlib.suppress(Exception):
                 await self.stop()
             raise
+
+    async def _listen_for_peers(self, transport: GrpcTransport) -> None:
+        """Take the port for peers. With TLS there is none: they meet where certificates are looked at.
+
+        Raises:
+            AddressInUseError: it cannot be had.
+        """
+        config = self.config
+        if config.peer_port < 0 or len(config.peers) == 1 or config.tls_cert_file is not None:
+            return
+        host = config.bind_address.rpartition(":")[0].removeprefix("[").removesuffix("]")
+        try:
+            await transport.listen(host, config.peer_port, config.announced_peer_port)
+        except OSError as error:
+            address = f"{host}:{config.peer_port}"
+            raise AddressInUseError(
+                f"cannot listen for peers on {address}: {error.strerror or error}; see peerPort"
+            ) from error
 
     def _open_store(self, filesystem: FileSystem) -> LogStore:
         config = self.config

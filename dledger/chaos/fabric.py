@@ -4,6 +4,9 @@ Node ``a`` reaches node ``b`` through the proxy of the link (a, b). Rules are ab
 rule for (a, b) governs every byte that travels from a to b, whoever opened the connection. So a cut in one direction
 does what it does on a real wire: requests get through and answers do not.
 
+A node may be reached for two things, by its gRPC port and by its port for peers. Both go through the same link: the
+first bytes of a connection tell which of the two is meant.
+
 A silent cut is silent: neither bytes nor the end of a connection pass (a node killed behind it does not look dead), and
 a new connection hangs as one whose first packet is lost does.
 """
@@ -21,6 +24,7 @@ from dataclasses import dataclass
 from typing import Final, cast
 
 from dledger.errors import UnavailableError
+from dledger.rpc.frames import PREFACE
 
 __all__ = ["OPEN", "Fabric", "Flow", "Link", "Rule"]
 
@@ -71,6 +75,8 @@ class _End(asyncio.Protocol):
         self._connection.made(near=self._near)
 
     def data_received(self, data: bytes) -> None:
+        if self._near:
+            self._connection.heard(data)
         self._connection.half_from(near=self._near).take(data)
 
     def eof_received(self) -> bool:
@@ -185,6 +191,7 @@ class _Connection:
         self._back = _Half(self._far, self._near)
         self._dialling: asyncio.Task[None] | None = None
         self._dead_side: _End | None = None
+        self._target: tuple[str, int] | None = None if link.peer_target is not None else link.target
 
     @property
     def near_end(self) -> _End:
@@ -197,10 +204,19 @@ class _Connection:
         """A socket is open. The near one waits until the far one is, too."""
         if near:
             self._link.connections[self] = None
-            self._there.block(True)
+            self._there.block(self._target is not None)
             self.apply()
         else:
             self._there.block(False)
+
+    def heard(self, data: bytes) -> None:
+        """The near side speaks; its first bytes tell whom it wants."""
+        if self._target is None:
+            link = self._link
+            wants_peer = data.startswith(PREFACE[: len(data)])
+            self._target = link.peer_target if wants_peer and link.peer_target is not None else link.target
+            self._there.block(True)
+            self.apply()
 
     def lost(self, *, near: bool) -> None:
         """A socket is closed: so is the other, unless the news cannot travel now."""
@@ -221,16 +237,15 @@ class _Connection:
             self._judge_the_dead()
         elif self._dead_side is not None or self._there.damaged or self._back.damaged:
             self.end()
-        elif self._far.transport is None and self._dialling is None:
-            self._dialling = asyncio.ensure_future(self._dial())
+        elif self._far.transport is None and self._dialling is None and self._target is not None:
+            self._dialling = asyncio.ensure_future(self._dial(*self._target))
 
     def _judge_the_dead(self) -> None:
         """A socket that died behind a silent link is told as soon as that direction is open."""
         if self._dead_side is not None and not self.half_from(near=self._dead_side is self._near).silent:
             self.end()
 
-    async def _dial(self) -> None:
-        host, port = self._link.target
+    async def _dial(self, host: str, port: int) -> None:
         try:
             await asyncio.get_running_loop().create_connection(lambda: self._far, host, port)
         except OSError:
@@ -261,6 +276,7 @@ class Link:
     def __init__(self, fabric: Fabric, source: str, target_id: str) -> None:
         self.connections: dict[_Connection, None] = {}
         self.target = (_HOST, 0)
+        self.peer_target: tuple[str, int] | None = None
         self.port = 0
         self._fabric = fabric
         self._source = source
@@ -318,11 +334,12 @@ class Fabric:
         for link in self.links.values():
             await link.close()
 
-    def set_target(self, node_id: str, host: str, port: int) -> None:
-        """Say where a node listens."""
+    def set_target(self, node_id: str, host: str, port: int, peer_port: int | None = None) -> None:
+        """Say where a node listens, ``peer_port`` for peers."""
         for (_, target), link in self.links.items():
             if target == node_id:
                 link.target = (host, port)
+                link.peer_target = None if peer_port is None else (host, peer_port)
 
     def port(self, source: str, target: str) -> int:
         """The port at which ``source`` reaches ``target``."""

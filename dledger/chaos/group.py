@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, Self
 from dledger.chaos.disks import Disk, build_shim
 from dledger.chaos.fabric import Fabric
 from dledger.config import DLedgerConfig, Peer, format_peers
-from dledger.local_group import LocalGroup, LocalNode
+from dledger.local_group import LocalGroup, LocalNode, free_ports
 
 if TYPE_CHECKING:
     from dledger.client import LedgerClient
@@ -30,7 +30,7 @@ class ChaosGroup(LocalGroup):
 
     Each node's ``dLegerPeers`` names itself with the port it listens on and every other node with the port of the proxy
     that leads there. So the address that a node knows of another is good for that node only; clients are given the
-    nodes by id with the ports they listen on, and keep to those.
+    nodes by id with the ports they listen on, and keep to those. The port for peers is announced as that very proxy's.
     """
 
     def __init__(
@@ -91,14 +91,16 @@ class ChaosGroup(LocalGroup):
         """As the base does, then give each node its own view of the others' addresses."""
         super()._write_configurations()
         peers = [node.peer for node in self.nodes.values()]
-        for node in self.nodes.values():
-            self.fabric.set_target(node.node_id, _HOST, node.peer.port)
+        for node, peer_port in zip(self.nodes.values(), free_ports(len(peers)), strict=True):
+            self.fabric.set_target(node.node_id, _HOST, node.peer.port, peer_port)
             seen = [
                 peer if peer == node.peer else Peer(peer.node_id, _HOST, self.fabric.port(node.node_id, peer.node_id))
                 for peer in peers
             ]
             text = node.conf_path.read_text(encoding="utf-8")
             text = text.replace(format_peers(peers), format_peers(seen))
+            if "peerPort" not in self._settings:
+                text += f"peerPort={peer_port}\nannouncedPeerPort=0\n"
             node.conf_path.write_text(text, encoding="utf-8")
             node.config = DLedgerConfig.from_file(node.conf_path, env={})
             if self._library is not None and node.node_id not in self.disks:

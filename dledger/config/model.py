@@ -99,6 +99,31 @@ class DLedgerConfig:
             maximum=65535,
         ),
     )
+    peer_port: int = field(
+        default=0,
+        metadata=_row(
+            "peerPort",
+            Kind.INTEGER,
+            "Identity",
+            "Port where the other nodes replicate to this one without gRPC, at less cost; 0 is any free one, -1 none. "
+            "They learn it from the node itself, and stay with gRPC where they cannot reach it. Name one where a "
+            "firewall stands between the nodes. Not used with TLS.",
+            minimum=-1,
+            maximum=65535,
+        ),
+    )
+    announced_peer_port: int | None = field(
+        default=None,
+        metadata=_row(
+            "announcedPeerPort",
+            Kind.INTEGER,
+            "Identity",
+            "Port that the other nodes are told where it differs from peerPort (containers, NAT); 0 is the one in "
+            "dLegerPeers, for a proxy that tells the two apart by a connection's first bytes.",
+            minimum=0,
+            maximum=65535,
+        ),
+    )
     preferred_leader_ids: tuple[str, ...] = field(
         default=(),
         metadata=_row(
@@ -600,7 +625,16 @@ def _collect_settings() -> tuple[Setting, ...]:
 
 
 _OPTIONAL: Final = frozenset(
-    {"bind_port", "metrics_port", "tls_ca_file", "tls_cert_file", "tls_client_port", "tls_key_file", "tokens_file"}
+    {
+        "bind_port",
+        "announced_peer_port",
+        "metrics_port",
+        "tls_ca_file",
+        "tls_cert_file",
+        "tls_client_port",
+        "tls_key_file",
+        "tokens_file",
+    }
 )
 """Fields that may be None, which is to be without the thing."""
 

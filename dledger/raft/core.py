@@ -66,6 +66,7 @@ REFUSED_READ: Final = -2
 """``ReadIndexResponse.read_index`` where the leader cannot confirm itself."""
 
 _FOREVER: Final = 2**62
+_MAX_REQUEST_ID: Final = 2**61
 
 
 class RandomSource(Protocol):
@@ -150,7 +151,14 @@ class RaftCore:
         self._hard_state_durable = True
         self._verified_index = NO_INDEX  # follower: equal to the leader's log up to here, in this term
         self._leader_commit_index = NO_INDEX  # follower: the highest commit index told by the leader of this term
-        self._caught_up_index = NO_INDEX  # follower: such a commit index, once this log had come so far
+        self._caught_up_index = NO_INDEX  # follower: what it has to hold for the vote floor to go
+        self._recollection_id = 0  # follower: the read-index request by which a forgetful node asks for that
+        self._recollection_due_ms = 0
+        self._begins_the_log = False
+        """Leader: elected when there was no entry at all, and no majority that remembers has acknowledged one yet. Only
+        then answers of forgetful nodes count as any other's: nobody can have forgotten an entry of a log that begins.
+        Any other leader must not rest on nodes that have forgotten what they promised, perhaps to its successor; where
+        *every* voter stands behind it there is no successor. As with votes (`vote_outcome`)."""
         self._leader_lost = False
         self._unreachable: set[NodeId] = set()  # peers whose connection broke and that were not heard of since
         self._leader_contact_ms = -_FOREVER
@@ -499,12 +507,14 @@ class RaftCore:
             self._transfer_deadline_ms = _FOREVER
             self._commit_notice_due_ms = _FOREVER
             self.own_term_first_index = _FOREVER
+            self._begins_the_log = False
         self._fail_reads()
         self._reset_election_timer()
 
     def _compare_anew(self) -> None:
         """Nothing of this log has been compared with the log of a leader of this term."""
         self._verified_index = self._leader_commit_index = self._caught_up_index = NO_INDEX
+        self._recollection_id = self._recollection_due_ms = 0
 
     def _follower_role(self) -> Role:
         return Role.FOLLOWER if self.node_id in self.configuration.all_voters else Role.LEARNER
@@ -534,11 +544,16 @@ class RaftCore:
         Such a leader knows every committed entry (§5.4, §8); a mere entry of its term proves nothing, because this node
         may have acknowledged later ones of the same term. It has dropped what this node acknowledged and lost
         (`_has_lost_entries`) before it could send what is missing, so nothing is committed by that any more.
+
+        A node that does not even know its terms any more cannot tell a live leader from one whose time is over: see
+        `_recollect`.
         """
         if self.hard_state.vote_floor is None:
             return
         if self.role is Role.LEADER:
             caught_up = self.log.term_at(self.stable_index) == self.term
+        elif self._is_forgetful:
+            caught_up = NO_INDEX < self._caught_up_index <= self._durable_match()
         else:
             told = self._leader_commit_index
             if (
@@ -550,7 +565,33 @@ class RaftCore:
             caught_up = NO_INDEX < self._caught_up_index <= self.stable_index
         if caught_up:
             self._event("vote_floor_cleared")
-            self._save_hard_state(HardState(self.term, self.vote, None))
+            # The leader's term is one of those that may have been forgotten: no vote for another in it.
+            vote = self.leader_id if self.vote is None else self.vote
+            self._save_hard_state(HardState(self.term, vote, None))
+
+    @property
+    def _is_forgetful(self) -> bool:
+        """Whether this node may have promised things, votes too, of which it knows nothing: its folder was emptied."""
+        return self.hard_state.vote_floor == UNKNOWN_FLOOR
+
+    def _recollect(self) -> None:
+        """Ask the leader, as a reader does, for an index that a majority of those that remember stand for *now*.
+
+        Whatever this node has acknowledged or voted for before it forgot, one of them knows of, and would not stand for
+        a leader that is behind it. Once this log holds that index, nothing is missing that anybody counts on.
+        """
+        if not self._is_forgetful or self.leader_id is None or self._now_ms < self._recollection_due_ms:
+            return
+        self._recollection_due_ms = self._now_ms + self.options.election_timeout_ms
+        if not self._recollection_id:
+            self._recollection_id = self._random.randint(1, _MAX_REQUEST_ID)
+        self._send(self.leader_id, ReadIndexRequest(self.node_id, self.term, self._recollection_id))
+
+    def _recollected(self, read_index: int) -> None:
+        self._caught_up_index = read_index
+        self._lower_vote_floor()
+        if not self._is_forgetful:
+            self._acknowledge_append()  # what was acknowledged before counts from now on
 
     # ------------------------------------------------------------------ elections (§5.2, T§9.6)
 
@@ -762,6 +803,7 @@ class RaftCore:
         # An entry of the own term at once: nothing older can be committed without it (§5.4.2, §8).
         index = self.log.last_index + 1
         self.own_term_first_index = index
+        self._begins_the_log = index == 0
         self.log.append(index, self.term)
         self._ready.log_operations.append(AppendNoop(index, self.term))
         self._tick_leader()
@@ -781,6 +823,7 @@ class RaftCore:
         self._leader_lost = False
         self._leader_contact_ms = self._now_ms
         self._reset_election_timer()
+        self._recollect()
 
     def _on_append_entries(self, message: AppendEntries) -> None:
         self._heard_from_leader(message.sender)
@@ -835,7 +878,14 @@ class RaftCore:
         if self.leader_id is not None:
             self._send(
                 self.leader_id,
-                AppendEntriesResponse(self.node_id, self.term, True, self._durable_match(), self.log.last_index),
+                AppendEntriesResponse(
+                    self.node_id,
+                    self.term,
+                    True,
+                    self._durable_match(),
+                    self.log.last_index,
+                    forgetful=self._is_forgetful,
+                ),
             )
 
     def _refuse_append(self, message: AppendEntries, known_term: int | None) -> None:
@@ -856,6 +906,7 @@ class RaftCore:
                 rejected_index=message.prev_log_index,
                 conflict_term=conflict_term,
                 conflict_index=conflict_index,
+                forgetful=self._is_forgetful,
             ),
         )
 
@@ -874,6 +925,7 @@ class RaftCore:
                 match_index=self._durable_match(),
                 # Not the log's end: an old tail that this leader has not replaced yet would hide what was lost.
                 last_index=max(self._verified_index, self.commit_index),
+                forgetful=self._is_forgetful,
             ),
         )
 
@@ -912,7 +964,7 @@ class RaftCore:
         progress.heard(self._now_ms)
         invariant(message.match_index <= self.log.last_index, "a follower matches entries that the leader lacks")
         if message.success:
-            if progress.acknowledge(message.match_index):
+            if progress.acknowledge(message.match_index, forgetful=message.forgetful):
                 self._advance_commit()
             if progress.state is ReplicationState.PROBE and message.match_index >= progress.next_index - 1:
                 progress.become_replicate()
@@ -927,20 +979,21 @@ class RaftCore:
             progress.forget(message.match_index)
         if progress.state is ReplicationState.PROBE and message.rejected_index != progress.next_index - 1:
             return  # an answer to an older probe
-        progress.acknowledge(message.match_index)
+        progress.acknowledge(message.match_index, forgetful=message.forgetful)
         progress.back_up(self._back_up_index(message))
 
     @staticmethod
     def _has_lost_entries(message: AppendEntriesResponse, progress: PeerProgress) -> bool:
         """Whether a peer no longer has what it acknowledged in this term: its folder was deleted, its tail was damaged.
 
-        It refuses the very probe that starts where its log is known to match, and its log ends before that. A late
-        answer may look the same; then the next one raises the match index again. To lower it is always safe.
+        It refuses the very probe that starts where its log is known to match, and its log ends before that, or holds
+        there what another leader told a node that had forgotten everything. A late answer may look the same; then the
+        next one raises the match index again. To lower it is always safe.
         """
         return (
             progress.state is ReplicationState.PROBE
             and message.rejected_index == progress.next_index - 1
-            and message.last_index < progress.match_index
+            and (message.last_index < progress.match_index or message.forgetful)
         )
 
     def _back_up_index(self, message: AppendEntriesResponse) -> int:
@@ -956,11 +1009,10 @@ class RaftCore:
         progress = self.progress[message.sender]
         progress.heard(self._now_ms)
         invariant(message.match_index <= self.log.last_index, "a follower matches entries that the leader lacks")
-        if progress.acknowledge(message.match_index):
+        if progress.acknowledge(message.match_index, forgetful=message.forgetful):
             self._advance_commit()
             self._send_timeout_now_if_ready(message.sender)
-        if message.round > progress.acked_round:
-            progress.acked_round = message.round
+        if progress.acknowledge_round(message.round, forgetful=message.forgetful):
             self._confirm_reads()
         if progress.filling:
             return
@@ -974,7 +1026,14 @@ class RaftCore:
         """Raise the commit index over entries of the own term that a majority holds durably (§5.3, §5.4.2)."""
         matches = {peer: progress.match_index for peer, progress in self.progress.items()}
         matches[self.node_id] = self.stable_index
-        index = committed_index(self.configuration, matches)
+        sworn = {peer: progress.sworn_index for peer, progress in self.progress.items()}
+        sworn[self.node_id] = NO_INDEX if self._is_forgetful else self.stable_index
+        index = committed_index(self.configuration, sworn)
+        if index >= self.own_term_first_index:
+            self._begins_the_log = False
+        if sworn != matches:
+            everybody = min(matches[voter] for voter in self.configuration.all_voters)
+            index = max(index, committed_index(self.configuration, matches) if self._begins_the_log else everybody)
         if index <= self.commit_index or self.log.term_at(index) != self.term:
             return
         self.commit_index = index
@@ -1129,9 +1188,7 @@ class RaftCore:
     def _confirm_reads(self) -> None:
         if not self._round_open:
             return
-        acked = {peer for peer, progress in self.progress.items() if progress.acked_round >= self._round}
-        acked.add(self.node_id)
-        if not has_quorum(self.configuration, acked):
+        if not self._round_is_confirmed():
             return
         self._round_open = False
         done = [read for read in self._reads if read.round <= self._round]
@@ -1140,6 +1197,16 @@ class RaftCore:
             self._finish_read(read, read.read_index)
         if self._reads:
             self._start_round()
+
+    def _round_is_confirmed(self) -> bool:
+        acked = {peer for peer, progress in self.progress.items() if progress.acked_round >= self._round}
+        acked.add(self.node_id)
+        if self._begins_the_log or self.configuration.all_voters <= acked:
+            return has_quorum(self.configuration, acked)
+        sworn = {peer for peer, progress in self.progress.items() if progress.sworn_round >= self._round}
+        if not self._is_forgetful:
+            sworn.add(self.node_id)
+        return has_quorum(self.configuration, sworn)
 
     def _finish_read(self, read: _PendingRead, read_index: int | None) -> None:
         if read.origin is None:
@@ -1160,12 +1227,18 @@ class RaftCore:
     def _on_read_request(self, message: ReadIndexRequest) -> None:
         if message.sender in self.progress:
             self.progress[message.sender].heard(self._now_ms)
-        self._leader_read(message.request_id, message.sender)
+        asked = (message.sender, message.request_id)
+        if all((read.origin, read.request_id) != asked for read in (*self._reads, *self._waiting_reads)):
+            self._leader_read(message.request_id, message.sender)
 
     def _refuse_read_request(self, message: ReadIndexRequest) -> None:
         self._send(message.sender, ReadIndexResponse(self.node_id, self.term, message.request_id, REFUSED_READ))
 
     def _on_read_response(self, message: ReadIndexResponse) -> None:
+        if message.request_id == self._recollection_id and self.role is not Role.LEADER:
+            if message.read_index != REFUSED_READ:
+                self._recollected(message.read_index)
+            return
         if message.request_id in self._forwarded_reads:
             self._forwarded_reads.discard(message.request_id)
             index = None if message.read_index == REFUSED_READ else message.read_index

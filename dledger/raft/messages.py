@@ -167,7 +167,10 @@ class AppendEntries(Message):
 
 @dataclass(frozen=True, slots=True)
 class AppendEntriesResponse(Message):
-    """Success: durable and equal to the leader's log up to ``match_index``. Refusal: where to go on (§5.3, end)."""
+    """Success: durable and equal to the leader's log up to ``match_index``. Refusal: where to go on (§5.3, end).
+
+    ``forgetful``: the sender may have voted in a later term, or acknowledged its entries, and know nothing of it.
+    """
 
     success: bool
     match_index: int
@@ -175,6 +178,7 @@ class AppendEntriesResponse(Message):
     rejected_index: int = NO_INDEX
     conflict_term: int = NO_TERM
     conflict_index: int = NO_INDEX
+    forgetful: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,12 +199,14 @@ class HeartbeatResponse(Message):
     """What came of a heartbeat: both its numbers echoed, and how far the follower's log is known to match.
 
     ``match_index``: durably; ``last_index``: durable or not. What the follower has beyond is not this leader's yet.
+    ``forgetful``: as in `AppendEntriesResponse`.
     """
 
     round: int
     sent_index: int
     match_index: int
     last_index: int
+    forgetful: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,11 @@ class ReplicationState(enum.Enum):
 
 
 class PeerProgress:
-    """Invariant: match_index < next_index. match_index falls within a term only by `forget`."""
+    """Invariant: match_index < next_index. match_index falls within a term only by `forget`.
+
+    ``sworn_index`` and ``sworn_round`` are what the peer has said of itself while it remembered all that it had ever
+    promised (`HardState.vote_floor`); ``match_index`` and ``acked_round`` also what it says without.
+    """
 
     __slots__ = (
         "acked_round",
@@ -38,11 +42,14 @@ class PeerProgress:
         "probe_sent",
         "sent_commit",
         "state",
+        "sworn_index",
+        "sworn_round",
     )
 
     def __init__(self, next_index: int, now_ms: int) -> None:
         self.state = ReplicationState.PROBE
         self.match_index = NO_INDEX
+        self.sworn_index = NO_INDEX
         self.next_index = next_index
         self.inflight: deque[tuple[int, int]] = deque()  # (last_index, bytes), ascending
         self.inflight_bytes = 0
@@ -55,6 +62,7 @@ class PeerProgress:
         self.last_sent_ms = now_ms
         self.sent_commit = NO_INDEX
         self.acked_round = 0
+        self.sworn_round = 0
 
     def heard(self, now_ms: int) -> None:
         """Something came from the peer."""
@@ -87,19 +95,34 @@ class PeerProgress:
         self.probe_precedes_heartbeat = False
         self.filling = False
 
-    def acknowledge(self, match_index: int) -> bool:
-        """Raise match_index; returns whether it rose. A stale acknowledgement changes nothing."""
+    def acknowledge(self, match_index: int, *, forgetful: bool = False) -> bool:
+        """Raise match_index, and sworn_index unless the peer is forgetful; returns whether one rose.
+
+        A stale acknowledgement changes nothing.
+        """
+        rose = not forgetful and match_index > self.sworn_index
+        if rose:
+            self.sworn_index = match_index
         while self.inflight and self.inflight[0][0] <= match_index:
             self.inflight_bytes -= self.inflight.popleft()[1]
         if match_index <= self.match_index:
-            return False
+            return rose
         self.match_index = match_index
         self.next_index = max(self.next_index, match_index + 1)
         return True
 
+    def acknowledge_round(self, number: int, *, forgetful: bool) -> bool:
+        """Note that the peer has heard of a read-index round; returns whether that is new."""
+        rose = number > self.acked_round or (not forgetful and number > self.sworn_round)
+        self.acked_round = max(self.acked_round, number)
+        if not forgetful:
+            self.sworn_round = max(self.sworn_round, number)
+        return rose
+
     def forget(self, match_index: int) -> None:
         """The peer has lost what it acknowledged after ``match_index``: count that no longer."""
         self.match_index = min(self.match_index, match_index)
+        self.sworn_index = min(self.sworn_index, match_index)
 
     def become_replicate(self) -> None:
         self.state = ReplicationState.REPLICATE

@@ -136,6 +136,7 @@ def _put_append_response(m: AppendEntriesResponse) -> dict[str, Any]:
         conflict_term=m.conflict_term,
         conflict_index=m.conflict_index,
         rejected_index=m.rejected_index,
+        forgetful=m.forgetful,
     )
     return {"append_entries_response": body}
 
@@ -146,7 +147,11 @@ def _put_heartbeat(m: Heartbeat) -> dict[str, Any]:
 
 def _put_heartbeat_response(m: HeartbeatResponse) -> dict[str, Any]:
     body = pb.HeartbeatResponse(
-        round=m.round, sent_index=m.sent_index, match_index=m.match_index, last_index=m.last_index
+        round=m.round,
+        sent_index=m.sent_index,
+        match_index=m.match_index,
+        last_index=m.last_index,
+        forgetful=m.forgetful,
     )
     return {"heartbeat_response": body}
 
@@ -251,6 +256,7 @@ def _get_append_response(sender: NodeId, term: int, body: pb.AppendEntriesRespon
         _check(body.rejected_index, NO_INDEX, "rejected_index"),
         _check(body.conflict_term, NO_TERM, "conflict_term"),
         _check(body.conflict_index, NO_INDEX, "conflict_index"),
+        body.forgetful,
     )
 
 
@@ -272,6 +278,7 @@ def _get_heartbeat_response(sender: NodeId, term: int, body: pb.HeartbeatRespons
         _check(body.sent_index, NO_INDEX, "sent_index"),
         _check(body.match_index, NO_INDEX, "match_index"),
         _check(body.last_index, NO_INDEX, "last_index"),
+        body.forgetful,
     )
 
 

@@ -1,4 +1,7 @@
-"""One peer's end of the network: a bounded queue, and the stream that this node keeps open to that peer.
+"""One peer's end of the network: a bounded queue, and the conversation that this node keeps open with that peer.
+
+A conversation begins as a gRPC stream. Where the peer says that it listens for peers, too, it goes on as frames over a
+plain connection (``dledger.rpc.frames``), and the stream is closed; where that port cannot be reached the stream stays.
 
 A link is lossy by contract. Whatever waits when a stream breaks is gone (a stale message after a reconnect helps
 nobody), and so is whatever does not fit the queue; the core notices and sends again.
@@ -16,18 +19,23 @@ import grpc
 import structlog
 from grpc import aio
 
+from dledger.errors import DLedgerError
 from dledger.raft.messages import NodeId
+from dledger.rpc.frames import FrameConnection
 from dledger.rpc.options import NetworkOptions
+from dledger.rpc.peer_connections import DialledConnection
 from dledger.security.tls import ChannelMaker
 
 __all__ = [
     "GROUP_KEY",
     "NODE_KEY",
+    "PEER_PORT_KEY",
     "RAFT_SERVICE",
     "TARGET_KEY",
     "LinkEvents",
     "Outbox",
     "OutgoingLink",
+    "Outlet",
 ]
 
 RAFT_SERVICE = "dledger.v1.RaftService"
@@ -36,6 +44,9 @@ GROUP_KEY = "dledger-group"
 NODE_KEY = "dledger-node"
 TARGET_KEY = "dledger-target"
 """Call metadata that names the two ends of a stream when it is opened; the accepting end answers with its node key."""
+
+PEER_PORT_KEY = "dledger-peer-port"
+"""Metadata of the accepting end: the port where it listens for peers; 0 is the very port that the stream came to."""
 
 _MAX_VOTES_IN_FLIGHT = 8
 """Vote calls to one peer at a time. Older ones give way: their terms are over."""
@@ -99,6 +110,19 @@ class Outbox:
                 waiter.set_result(None)
 
 
+class Outlet(Protocol):
+    """Where messages to a peer go: an `Outbox` or a `FrameConnection`."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def queued_bytes(self) -> int: ...
+
+    def put(self, data: bytes) -> bool: ...
+
+    def close(self) -> None: ...
+
+
 class _NotThePeerError(Exception):
     """A stream was accepted by somebody who did not sign with the peer's name."""
 
@@ -142,7 +166,11 @@ class OutgoingLink:
     ) -> None:
         self.peer = peer
         self.address = address
-        self.outbox: Outbox | None = None  # Invariant: not None exactly while the stream is accepted.
+        self.outbox: Outlet | None = None  # Invariant: not None exactly while the conversation is accepted.
+        self.is_framed = False
+        self._group = group
+        self._node_id = node_id
+        self._frames_refused = ""
         self._options = options
         self._events = events
         self._metadata = ((GROUP_KEY, group), (NODE_KEY, node_id), (TARGET_KEY, peer))
@@ -202,12 +230,20 @@ class OutgoingLink:
         reason = "closed by the peer"
         try:
             # A refused call has initial metadata too, so the peer that accepts signs with its name.
-            accepted = dict(await call.initial_metadata()).get(NODE_KEY) == self.peer
-            if not accepted:
+            metadata = dict(await call.initial_metadata())
+            if metadata.get(NODE_KEY) != self.peer:
                 await call.read()  # Raises the status that the call was refused with.
                 raise _NotThePeerError
-            self._open()
-            writer = asyncio.get_running_loop().create_task(self._write_all(call), name=f"writer to {self.peer}")
+            dialled = await self._dial(str(metadata.get(PEER_PORT_KEY, "")))
+            if dialled is not None:
+                call.cancel()
+                reason = await self._converse(dialled)
+                return
+            outbox = Outbox(self._options.max_queue_count, self._options.max_queue_bytes)
+            self._open(outbox)
+            writer = asyncio.get_running_loop().create_task(
+                self._write_all(call, outbox), name=f"writer to {self.peer}"
+            )
             try:
                 reason = await self._read_all(call) or reason
             finally:
@@ -241,17 +277,49 @@ class OutgoingLink:
             if not received(peer, data):
                 return "reset: the peer sent something else than a response"
 
-    async def _write_all(self, call: aio.StreamStreamCall[bytes, bytes]) -> None:
-        outbox = self.outbox
-        if outbox is None:
-            return
+    # -- frames -------------------------------------------------------------------------------------------------------
+
+    async def _dial(self, announced: str) -> DialledConnection | None:
+        """Connect to the port that the peer announced; None where there is none, or it cannot be reached."""
+        if not announced.isdecimal():
+            return None
+        host, _, own_port = self.address.rpartition(":")
+        host = host.removeprefix("[").removesuffix("]")
+        port = int(announced) or int(own_port)
+        dialled = DialledConnection(self._group, self._node_id, self.peer, self._options, self._received)
+        try:
+            await dialled.open(host, port)
+        except (OSError, TimeoutError, DLedgerError) as error:
+            reason = str(error) or "no answer in time"
+            if reason != self._frames_refused:
+                self._frames_refused = reason
+                self._log.warning("peer_port_unreachable_using_grpc", address=f"{host}:{port}", reason=reason)
+            return None
+        self._frames_refused = ""
+        return dialled
+
+    async def _converse(self, dialled: DialledConnection) -> str:
+        """Use a connection until it is over; return why."""
+        try:
+            self._open(dialled.frames)
+            return await dialled.ended()
+        finally:
+            dialled.frames.abort("the link is stopping")
+
+    def _received(self, data: bytes) -> bool:
+        return self._events.link_received(self.peer, data)
+
+    # -- the stream's writer ------------------------------------------------------------------------------------------
+
+    async def _write_all(self, call: aio.StreamStreamCall[bytes, bytes], outbox: Outbox) -> None:
         try:
             await outbox.drain_to(call.write)
         except (aio.AioRpcError, asyncio.InvalidStateError):
             outbox.close()  # The reader sees the same end, with its reason.
 
-    def _open(self) -> None:
-        self.outbox = Outbox(self._options.max_queue_count, self._options.max_queue_bytes)
+    def _open(self, outbox: Outlet) -> None:
+        self.outbox = outbox
+        self.is_framed = isinstance(outbox, FrameConnection)
         self._events.link_up(self.peer)
 
     def _close(self, reason: str) -> None:

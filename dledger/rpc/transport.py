@@ -1,9 +1,12 @@
-"""The `Transport` of real nodes: gRPC streams between them.
+"""The `Transport` of real nodes: gRPC streams between them, or frames over plain connections.
 
 Every node keeps one stream open to every peer. What a node asks (appends, heartbeats, read-index requests, TimeoutNow)
 goes out on the stream that it opened; what it answers goes back on the stream that the peer opened. So one stream's two
 halves are one leader's conversation with one follower, and a stream that breaks is news about exactly that pair.
 Votes are unary calls with the election timeout as their deadline.
+
+Where a peer listens for peers (`GrpcTransport.listen`) a connection takes the stream's place (``dledger.rpc.links``);
+all that is said of streams here is true of it.
 
 A process killed with -9 closes its sockets, so its streams fail at the other ends within milliseconds; that is handed
 on as `on_peer_disconnected`. Keepalive is only for links that die without a word.
@@ -18,7 +21,13 @@ import grpc
 import structlog
 from grpc import aio
 
-from dledger.errors import DLedgerError, UnavailableError, UnexpectedArgumentError
+from dledger.errors import (
+    DLedgerError,
+    UnavailableError,
+    UnexpectedArgumentError,
+    UnknownGroupError,
+    UnknownMemberError,
+)
 from dledger.raft.messages import (
     AppendEntries,
     Message,
@@ -27,9 +36,20 @@ from dledger.raft.messages import (
     RequestVoteResponse,
 )
 from dledger.rpc import codec
+from dledger.rpc.frames import FrameConnection
 from dledger.rpc.interfaces import TransportHandler
-from dledger.rpc.links import GROUP_KEY, NODE_KEY, RAFT_SERVICE, TARGET_KEY, Outbox, OutgoingLink
+from dledger.rpc.links import (
+    GROUP_KEY,
+    NODE_KEY,
+    PEER_PORT_KEY,
+    RAFT_SERVICE,
+    TARGET_KEY,
+    Outbox,
+    OutgoingLink,
+    Outlet,
+)
 from dledger.rpc.options import NetworkOptions
+from dledger.rpc.peer_connections import PeerListener
 from dledger.security.tls import ServerTls, peer_names
 
 __all__ = ["GrpcTransport"]
@@ -71,7 +91,7 @@ class _IncomingStream:
 
     __slots__ = ("close_code", "close_reason", "outbox", "peer")
 
-    def __init__(self, peer: NodeId, outbox: Outbox) -> None:
+    def __init__(self, peer: NodeId, outbox: Outlet) -> None:
         self.peer = peer
         self.outbox = outbox
         self.close_code = grpc.StatusCode.OK
@@ -113,6 +133,8 @@ class GrpcTransport:
         self._up: set[NodeId] = set()
         self._complaints = _Complaints()
         self._last_append: tuple[AppendEntries, bytes, bytes] | None = None
+        self._listener = PeerListener(node_id, self._options, self)
+        self._announced: int | None = None
         self._log = structlog.get_logger().bind(group_id=group, node_id=node_id)
 
     # -- Transport ----------------------------------------------------------------------------------------------------
@@ -135,6 +157,7 @@ class GrpcTransport:
     async def stop(self) -> None:
         """Close every stream in both directions. The handler hears nothing any more."""
         self._handler = None
+        self._listener.close()
         for stream in list(self._incoming.values()):
             stream.close(grpc.StatusCode.UNAVAILABLE, f"{self._node_id} is stopping")
         for future in self._votes.values():
@@ -146,6 +169,18 @@ class GrpcTransport:
         await asyncio.gather(*(link.stop() for link in links))
         if self._stream_tasks:
             await asyncio.wait(set(self._stream_tasks), timeout=_STOP_WAIT_S)
+
+    async def listen(self, host: str, port: int, announced: int | None = None) -> int:
+        """Take peers' connections at ``host:port``, before `start` (port 0: a free one); return the port.
+
+        ``announced``: the port that the peers are told, if it is another; 0: the one at which they reach the server.
+
+        Raises:
+            OSError: the address cannot be had.
+        """
+        bound = await self._listener.listen(host, port)
+        self._announced = bound if announced is None else announced
+        return bound
 
     def is_connected(self, peer: NodeId) -> bool:
         """Whether the stream to ``peer`` is open and nothing has broken since: requests get onto the wire."""
@@ -177,7 +212,7 @@ class GrpcTransport:
         outbox = link.outbox if link is not None else None
         return (0, 0) if outbox is None else (len(outbox), outbox.queued_bytes)
 
-    def _put(self, peer: NodeId, outbox: Outbox, message: Message) -> None:
+    def _put(self, peer: NodeId, outbox: Outlet, message: Message) -> None:
         data = self._encode(peer, message)
         if len(data) > self._options.max_message_bytes:
             # gRPC would fail the whole stream for it.
@@ -205,7 +240,8 @@ class GrpcTransport:
 
     def link_up(self, peer: NodeId) -> None:
         # Told even if the peer's own stream came first: only now do requests get through.
-        self._log.info("peer_connected", peer=peer)
+        link = self._links.get(peer)
+        self._log.info("peer_connected", peer=peer, over="frames" if link is not None and link.is_framed else "grpc")
         self._up.add(peer)
         if self._handler is not None:
             self._handler.on_peer_connected(peer)
@@ -284,19 +320,16 @@ class GrpcTransport:
         if task is not None:
             self._stream_tasks.add(task)
             task.add_done_callback(self._stream_tasks.discard)
-        stream = _IncomingStream(peer, Outbox(self._options.max_queue_count, self._options.max_queue_bytes))
-        replaced = self._incoming.get(peer)
-        if replaced is not None:
-            replaced.close(grpc.StatusCode.ABORTED, f"replaced by a newer stream of {peer}")
-        self._incoming[peer] = stream
+        outbox = Outbox(self._options.max_queue_count, self._options.max_queue_bytes)
+        stream = self._accept(peer, outbox)
         reader: asyncio.Task[None] | None = None
         try:
-            await context.send_initial_metadata(((NODE_KEY, self._node_id),))
+            await context.send_initial_metadata(self._signature())
             if peer not in self._up and self._handler is not None:
                 self._up.add(peer)
                 self._handler.on_peer_connected(peer)
             reader = asyncio.get_running_loop().create_task(self._read_requests(stream, context))
-            await stream.outbox.drain_to(context.write)
+            await outbox.drain_to(context.write)
         except Exception as error:
             # A write into a stream that is already broken; its cancellation is on the way.
             stream.close(grpc.StatusCode.UNAVAILABLE, f"write failed: {error}")
@@ -308,6 +341,20 @@ class GrpcTransport:
             self._end(stream)
         if stream.close_code is not grpc.StatusCode.OK:
             await context.abort(stream.close_code, stream.close_reason)
+
+    def _accept(self, peer: NodeId, outbox: Outlet) -> _IncomingStream:
+        """Answer ``peer`` through ``outbox`` from now on; what it spoke on before is over."""
+        stream = _IncomingStream(peer, outbox)
+        replaced = self._incoming.get(peer)
+        if replaced is not None:
+            replaced.close(grpc.StatusCode.ABORTED, f"replaced by a newer stream of {peer}")
+        self._incoming[peer] = stream
+        return stream
+
+    def _signature(self) -> tuple[tuple[str, str], ...]:
+        """What a stream is accepted with: who this is, and where it listens for peers."""
+        own = (NODE_KEY, self._node_id)
+        return (own,) if self._announced is None else (own, (PEER_PORT_KEY, str(self._announced)))
 
     def _end(self, stream: _IncomingStream) -> None:
         stream.outbox.close()
@@ -338,28 +385,28 @@ class GrpcTransport:
         group, peer, target = (metadata.get(key) for key in (GROUP_KEY, NODE_KEY, TARGET_KEY))
         if self._handler is None:
             await self._reject(context, grpc.StatusCode.UNAVAILABLE, f"{self._node_id} is not running")
-        if group != self._group:
-            await self._reject(
-                context,
-                grpc.StatusCode.FAILED_PRECONDITION,
-                f"UNKNOWN_GROUP: stream of group {group!r}, {self._node_id} serves {self._group!r}",
-            )
-        if not isinstance(peer, str) or peer == self._node_id or peer not in self._members:
-            await self._reject(
-                context,
-                grpc.StatusCode.PERMISSION_DENIED,
-                f"UNKNOWN_MEMBER: stream from {peer!r}, which is no other member of group {self._group!r}",
-            )
+        refusal = self._refusal(str(group), str(peer), str(target or ""))
+        if refusal is not None:
+            code, error = refusal
+            await self._reject(context, code, f"{error.code.name}: {error.message}")
         stranger = self._not_named(context, str(peer))
         if stranger:
             await self._reject(context, grpc.StatusCode.PERMISSION_DENIED, stranger)
-        if target is not None and target != self._node_id:
-            await self._reject(
-                context,
-                grpc.StatusCode.FAILED_PRECONDITION,
-                f"UNKNOWN_MEMBER: stream for {target!r}, this node is {self._node_id!r} (check the peers' addresses)",
-            )
         return str(peer)
+
+    def _refusal(self, group: str, sender: str, target: str) -> tuple[grpc.StatusCode, DLedgerError] | None:
+        """Say why whoever opens a conversation with these names may not; None if it may."""
+        misled, forbidden = grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.PERMISSION_DENIED
+        own = self._node_id
+        if group != self._group:
+            return misled, UnknownGroupError(f"stream of group {group!r}, {own} serves {self._group!r}")
+        if sender == own or sender not in self._members:
+            other = f"stream from {sender!r}, which is no other member of group {self._group!r}"
+            return forbidden, UnknownMemberError(other)
+        if target and target != own:
+            other = f"stream for {target!r}, this node is {own!r} (check the peers' addresses)"
+            return misled, UnknownMemberError(other)
+        return None
 
     def _not_named(self, context: _Context, claimed: NodeId) -> str:
         """Say that the caller's certificate does not name the node that it claims to be; empty where it does."""
@@ -375,6 +422,34 @@ class GrpcTransport:
         if code is not grpc.StatusCode.UNAVAILABLE and self._complaints.is_new("rejected", reason[:160]):
             self._log.warning("stream_rejected", reason=reason, remote=context.peer())
         await context.abort(code, reason)
+
+    # -- PeerOwner: connections instead of streams --------------------------------------------------------------------
+
+    def admit_peer(self, group: str, sender: str, target: str) -> DLedgerError | None:
+        if self._handler is None:
+            return UnavailableError(f"{self._node_id} is not running")
+        refusal = self._refusal(group, sender, target)
+        if refusal is None:
+            return None
+        _, error = refusal
+        if self._complaints.is_new("rejected", error.message[:160]):
+            self._log.warning("connection_rejected", reason=error.message)
+        return error
+
+    def peer_opened(self, peer: NodeId, connection: FrameConnection) -> None:
+        self._accept(peer, connection)
+        if peer not in self._up and self._handler is not None:
+            self._up.add(peer)
+            self._handler.on_peer_connected(peer)
+
+    def peer_said(self, peer: NodeId, data: bytes) -> bool:
+        return self._receive(peer, data, codec.STREAM_REQUESTS) is None
+
+    def peer_lost(self, peer: NodeId, connection: FrameConnection, reason: str) -> None:
+        stream = self._incoming.get(peer)
+        if stream is not None and stream.outbox is connection:
+            self._log.info("peer_connection_ended", peer=peer, reason=reason)
+            self._end(stream)
 
     # -- votes --------------------------------------------------------------------------------------------------------
 

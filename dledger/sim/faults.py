@@ -353,6 +353,40 @@ class Faults:
         for source, target in links:
             network.heal(source, target)
 
+    def _amnesia(self) -> bool:
+        """A follower is wiped that alone could tell an old leader of its successor, and hears the old one only."""
+        old, victim = self._cluster.leader, self._frail()
+        if old is None or victim is None or victim in {old, None} or len(self._cluster.nodes) < 3:
+            return False
+        self._note("amnesia", old.node_id, victim.node_id)
+        self._cluster.loop.create_task(self._amnesia_of(victim, old))
+        return True
+
+    async def _amnesia_of(self, victim: SimNode, old: SimNode) -> None:
+        network, cluster, timeout_s = self._cluster.network, self._cluster, old.config.election_timeout_ms / 1000
+        until = cluster.loop.time() + 0.7 * timeout_s  # then the old leader believes no more
+        links = self._between([old.node_id], list(cluster.nodes))
+        for source, target in links:
+            network.cut(source, target, reset=True)
+        for _ in range(2):
+            self._appender.process.run(cluster.loop.create_task, self._appender.append_at(old, 1))
+        leader = await self._another_leader(old, until)
+        if leader not in {None, victim} and victim.process is not None and cluster.may_wipe(victim):
+            error = await self._appender.append_at(leader, 1)
+            if error is None and not self._ended and cluster.loop.time() < until:
+                cluster.kill(victim)
+                cluster.wipe(victim)
+                others = [node_id for node_id in cluster.nodes if node_id not in {old.node_id, victim.node_id}]
+                links += self._between([victim.node_id], others)
+                for source, target in links:
+                    network.cut(source, target)
+                for source, target in self._between([victim.node_id], [old.node_id]):
+                    network.heal(source, target)
+                cluster.start(victim)
+                await asyncio.sleep(timeout_s)
+        for source, target in links:
+            network.heal(source, target)
+
     async def _another_leader(self, old: SimNode, until: float) -> SimNode | None:
         """Wait for a node other than ``old`` to lead; None if that has not come by ``until``."""
         while not self._ended and self._cluster.loop.time() < until:

@@ -54,10 +54,11 @@ FAULTS: dict[str, float] = {
     "torn_write": 2.0,
     "slow_truncation": 2.0,
     "rotten_tail": 1.0,
+    "amnesia": 2.0,
 }
 """Kind of fault → how often it comes, relative to the others."""
 
-_OWN_DRAW = frozenset({"late_answers", "torn_write", "slow_truncation", "rotten_tail"})
+_OWN_DRAW = frozenset({"late_answers", "torn_write", "slow_truncation", "rotten_tail", "amnesia"})
 """Added later and drawn from a source of their own: without them a seed stays the run that it was."""
 
 

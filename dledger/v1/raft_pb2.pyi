@@ -182,6 +182,7 @@ class AppendEntriesResponse(_message.Message):
     CONFLICT_TERM_FIELD_NUMBER: _builtins.int
     CONFLICT_INDEX_FIELD_NUMBER: _builtins.int
     REJECTED_INDEX_FIELD_NUMBER: _builtins.int
+    FORGETFUL_FIELD_NUMBER: _builtins.int
     success: _builtins.bool
     match_index: _builtins.int
     """durable and equal to the leader's log up to here"""
@@ -193,6 +194,10 @@ class AppendEntriesResponse(_message.Message):
     """on refusal: first index of that term, or last_index + 1"""
     rejected_index: _builtins.int
     """prev_log_index that was refused"""
+    forgetful: _builtins.bool
+    """The sender may have voted in, or acknowledged entries of, a later term and know nothing of it: its folder was lost.
+    Such an answer counts towards a majority only where every voter gives it.
+    """
     def __init__(
         self,
         *,
@@ -202,10 +207,11 @@ class AppendEntriesResponse(_message.Message):
         conflict_term: _builtins.int = ...,
         conflict_index: _builtins.int = ...,
         rejected_index: _builtins.int = ...,
+        forgetful: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["conflict_index", b"conflict_index", "conflict_term", b"conflict_term", "last_index", b"last_index", "match_index", b"match_index", "rejected_index", b"rejected_index", "success", b"success"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conflict_index", b"conflict_index", "conflict_term", b"conflict_term", "forgetful", b"forgetful", "last_index", b"last_index", "match_index", b"match_index", "rejected_index", b"rejected_index", "success", b"success"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -246,10 +252,13 @@ class HeartbeatResponse(_message.Message):
     SENT_INDEX_FIELD_NUMBER: _builtins.int
     MATCH_INDEX_FIELD_NUMBER: _builtins.int
     LAST_INDEX_FIELD_NUMBER: _builtins.int
+    FORGETFUL_FIELD_NUMBER: _builtins.int
     round: _builtins.int
     sent_index: _builtins.int
     match_index: _builtins.int
     last_index: _builtins.int
+    forgetful: _builtins.bool
+    """as in AppendEntriesResponse"""
     def __init__(
         self,
         *,
@@ -257,10 +266,11 @@ class HeartbeatResponse(_message.Message):
         sent_index: _builtins.int = ...,
         match_index: _builtins.int = ...,
         last_index: _builtins.int = ...,
+        forgetful: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["last_index", b"last_index", "match_index", b"match_index", "round", b"round", "sent_index", b"sent_index"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["forgetful", b"forgetful", "last_index", b"last_index", "match_index", b"match_index", "round", b"round", "sent_index", b"sent_index"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -382,3 +392,60 @@ class RaftMessage(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
 Global___RaftMessage: _TypeAlias = RaftMessage  # noqa: Y015
+
+@_typing.final
+class PeerHello(_message.Message):
+    """A peer connection carries the same conversation as Replicate without gRPC. It begins with the 8 bytes "DLPEER1\\n" and
+    goes on, in both directions, with frames: a length of 4 bytes (big endian), then so many bytes. The first frame from
+    the side that dials is a PeerHello, the first answer a PeerWelcome; all others are RaftMessages. An empty frame says
+    only that its sender lives.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GROUP_FIELD_NUMBER: _builtins.int
+    SENDER_FIELD_NUMBER: _builtins.int
+    TARGET_FIELD_NUMBER: _builtins.int
+    group: _builtins.str
+    sender: _builtins.str
+    target: _builtins.str
+    def __init__(
+        self,
+        *,
+        group: _builtins.str = ...,
+        sender: _builtins.str = ...,
+        target: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["group", b"group", "sender", b"sender", "target", b"target"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PeerHello: _TypeAlias = PeerHello  # noqa: Y015
+
+@_typing.final
+class PeerWelcome(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CODE_FIELD_NUMBER: _builtins.int
+    SENDER_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    code: _builtins.int
+    """DLedger response code; anything but 200 refuses, and the connection is closed"""
+    sender: _builtins.str
+    reason: _builtins.str
+    def __init__(
+        self,
+        *,
+        code: _builtins.int = ...,
+        sender: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "reason", b"reason", "sender", b"sender"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PeerWelcome: _TypeAlias = PeerWelcome  # noqa: Y015

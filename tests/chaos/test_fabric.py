@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from dledger.chaos.fabric import OPEN, Fabric, Flow, Rule
+from dledger.rpc.frames import PREFACE
 
 BOTH = [("a", "b"), ("b", "a")]
 
@@ -201,6 +202,32 @@ async def test_a_node_that_is_down_looks_down() -> None:
         reader, writer = await dial(fabric)
         assert await ends(reader)
         writer.close()
+
+
+@pytest.mark.asyncio
+async def test_the_first_bytes_tell_whom_of_a_node_a_connection_is_for() -> None:
+    """One address for two ports: peers' frames go to the one, everything else to the other, and a cut is for both."""
+    async with network() as (fabric, echo):
+        peers = Echo()
+        server = await asyncio.start_server(peers.serve, "127.0.0.1", 0)
+        host, port = fabric.links["a", "b"].target
+        fabric.set_target("b", host, port, server.sockets[0].getsockname()[1])
+        for first, heard_by in ((PREFACE + b"x", peers), (PREFACE[:3], peers), (b"PRI * HTTP/2.0", echo)):
+            reader, writer = await dial(fabric)
+            writer.write(first)
+            assert await reader.readexactly(len(first)) == first
+            assert heard_by.heard.endswith(first)
+            fabric.set_rules(BOTH, Rule(Flow.HELD))
+            writer.write(b"later")
+            assert await silent(reader)
+            fabric.set_rules(BOTH, OPEN)
+            assert await reader.readexactly(5) == b"later"
+            writer.close()
+        assert (peers.connections, echo.connections) == (2, 1)
+        for writer in peers.writers:
+            writer.transport.abort()
+        server.close()
+        await server.wait_closed()
 
 
 def test_links_join_all_nodes_and_outsiders_reach_each() -> None:

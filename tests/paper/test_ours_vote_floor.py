@@ -14,6 +14,8 @@ from dledger.raft.messages import (
     Heartbeat,
     HeartbeatResponse,
     LogId,
+    ReadIndexRequest,
+    ReadIndexResponse,
     RequestVoteResponse,
     Role,
     TimeoutNow,
@@ -23,15 +25,19 @@ from tests.raft.harness import (
     World,
     accepted,
     append,
+    beat_answer,
     heartbeat,
     make_candidate,
     make_leader,
     make_pre_candidate,
+    pick,
     vote,
     vote_request,
 )
 
 WIPED = HardState(vote_floor=UNKNOWN_FLOOR)
+TORN = HardState(3, None, LogId(3, 50))
+"""A tail was lost with the power: term and vote are known, what was acknowledged is known to reach no further."""
 
 
 def world_of(logs: Mapping[str, Sequence[int]], floors: Mapping[str, LogId], size: int = 3) -> World:
@@ -185,23 +191,23 @@ def test_a_node_behind_its_floor_is_no_transferee() -> None:
 
 def test_the_floor_goes_when_all_that_a_live_leader_calls_committed_is_here() -> None:
     """Not before: neither entries of older terms, nor entries of the leader's own term that are not the last, prove it."""
-    world = World(hard_states={"n0": WIPED})
+    world = World(hard_states={"n0": TORN})
     node = world["n0"]
     node.step(heartbeat("n1", 3, commit=9))
     node.step(append("n1", 3, (-1, -1), [1, 1, 2], commit=9))
     node.step(append("n1", 3, (2, 2), [3, 3], commit=9))
     assert node.core.commit_index == 4
     assert node.core.votes_provisionally  # it may have acknowledged 5 to 9 in this very term
-    assert node.disk_hard_state.vote_floor == UNKNOWN_FLOOR
+    assert node.disk_hard_state.vote_floor == TORN.vote_floor
     node.step(append("n1", 3, (4, 3), [3] * 5, commit=9))
     assert not node.core.votes_provisionally
-    assert node.disk_hard_state == HardState(3)
+    assert node.disk_hard_state == HardState(3, "n1")
     assert "vote_floor_cleared" in world.transcript()
 
 
 def test_a_leader_that_is_not_ready_clears_no_floor() -> None:
     """Until an entry of its own term is committed, a leader may not know all that is (T§6.4)."""
-    world = World(hard_states={"n0": WIPED})
+    world = World(hard_states={"n0": TORN})
     node = world["n0"]
     node.step(heartbeat("n1", 3))
     node.step(append("n1", 3, (-1, -1), [1, 1, 2, 3], commit=1))
@@ -227,7 +233,7 @@ def test_heartbeats_tell_the_whole_commit_index() -> None:
 
 def test_the_floor_goes_under_load() -> None:
     """The leader's commit index runs ahead of this node's disk all the time: to have caught up once is enough."""
-    world = World(hard_states={"n0": WIPED})
+    world = World(hard_states={"n0": TORN})
     node = world["n0"]
     node.step(heartbeat("n1", 3))
     node.auto_persist = False
@@ -242,7 +248,7 @@ def test_the_floor_goes_under_load() -> None:
 
 def test_the_floor_goes_under_the_next_leader_too() -> None:
     """What one leader told is not taken for the next one's word, and does not stand in its way."""
-    world = World(hard_states={"n0": WIPED})
+    world = World(hard_states={"n0": TORN})
     node = world["n0"]
     node.step(heartbeat("n1", 3, commit=9))
     node.step(append("n1", 3, (-1, -1), [3, 3], commit=9))
@@ -253,7 +259,7 @@ def test_the_floor_goes_under_the_next_leader_too() -> None:
 
 def test_the_floor_goes_only_once_the_entries_are_durable() -> None:
     """What a power failure could take again proves nothing."""
-    world = World(hard_states={"n0": WIPED})
+    world = World(hard_states={"n0": TORN})
     node = world["n0"]
     node.step(heartbeat("n1", 3))
     node.auto_persist = False
@@ -261,7 +267,7 @@ def test_the_floor_goes_only_once_the_entries_are_durable() -> None:
     assert node.core.votes_provisionally
     node.settle()
     assert not node.core.votes_provisionally
-    assert node.disk_hard_state.vote_floor == UNKNOWN_FLOOR
+    assert node.disk_hard_state.vote_floor == TORN.vote_floor
     node.settle()
     assert node.disk_hard_state.vote_floor is None
 
@@ -299,7 +305,7 @@ def test_a_wiped_node_half_filled_does_not_elect_a_lagging_one() -> None:
 
 def test_clearing_keeps_term_and_vote() -> None:
     """Three facts, one durable value."""
-    world = World(hard_states={"n0": WIPED})
+    world = World(hard_states={"n0": TORN})
     node = world["n0"]
     node.step(vote_request("n1", 3, (4, 2)))
     node.step(append("n1", 3, (-1, -1), [1, 1, 2, 2, 2, 3], commit=5))
@@ -308,7 +314,7 @@ def test_clearing_keeps_term_and_vote() -> None:
 
 def test_acknowledgements_wait_for_the_cleared_floor_without_being_lost() -> None:
     """The floor is part of the hard state: answers leave after it is durable, none is forgotten."""
-    world = World(hard_states={"n0": WIPED})
+    world = World(hard_states={"n0": TORN})
     node = world["n0"]
     node.step(heartbeat("n1", 3))
     node.auto_persist = False
@@ -335,6 +341,126 @@ def test_a_known_floor_goes_by_itself_when_the_log_reaches_it() -> None:
     node.step(append("n1", 2, (2, 1), [1, 1]))
     assert not node.core.votes_provisionally
     assert node.disk_hard_state.vote_floor == LogId(1, 4)
+
+
+# ---------------------------------------------------------------------- a node that has forgotten its terms, too
+
+
+def _old_leader_and_its_successor() -> World:
+    """n0 leads term 1 and is cut off; n2 leads term 2 with n1 and commits there what n0 knows nothing of."""
+    world = World()
+    world.elect("n0")
+    world.advance(10)
+    world.isolate("n0")
+    world["n0"].propose(7)
+    world.deliver()
+    for follower in ("n1", "n2"):
+        world[follower].peer_unreachable("n0")  # so they need no election timeout, and the old leader still believes
+    world.elect("n2")
+    world["n2"].propose(7)
+    world.deliver()
+    assert world["n2"].core.commit_index == world["n1"].core.last_index > world["n0"].core.commit_index
+    return world
+
+
+def test_a_leader_whose_time_is_over_commits_nothing_with_a_node_that_forgot_the_next_one() -> None:
+    """n1 is wiped and hears the old leader only: together they are a majority, and the new leader's entries are committed.
+
+    (Simulator, seed 1314: the old leader committed other entries at the same indexes.)
+    """
+    world = _old_leader_and_its_successor()
+    committed = world["n2"].log[: world["n2"].core.commit_index + 1]
+    world["n1"].crash()
+    world["n1"].wipe()
+    world["n1"].restart()
+    world.heal()
+    world.isolate("n2")
+    before = world["n0"].core.commit_index
+    world["n0"].read(77)
+    world.advance(400)  # less than the election timeout, in which the old leader may still believe in itself
+    assert world["n1"].log == world["n0"].log  # it follows the old leader, and holds all of its entries
+    assert world["n0"].core.commit_index == before
+    assert world["n1"].disk_hard_state.vote_floor == UNKNOWN_FLOOR
+    assert 77 not in world["n0"].reads
+    world.heal()
+    world.advance(5000)
+    assert world.leader is not None
+    assert [node.log[: len(committed)] for node in world.nodes.values()] == [committed] * 3
+    assert world["n1"].disk_hard_state.vote_floor is None
+
+
+def test_a_node_that_forgot_asks_its_leader_what_a_majority_stands_for() -> None:
+    """And is itself again once it holds that much, durably; nothing that the leader says by itself is enough."""
+    world = World(hard_states={"n0": WIPED})
+    node = world["n0"]
+    (request,) = pick(world.step("n0", heartbeat("n1", 3, commit=3)), ReadIndexRequest)
+    node.step(append("n1", 3, (-1, -1), [1, 2, 3, 3], commit=3))
+    node.step(ReadIndexResponse("n1", 3, request.request_id, -2))  # refused
+    node.step(ReadIndexResponse("n1", 3, request.request_id + 1, 3))  # somebody else's
+    assert node.disk_hard_state.vote_floor == UNKNOWN_FLOOR
+    node.step(ReadIndexResponse("n1", 3, request.request_id, 5))
+    assert node.disk_hard_state.vote_floor == UNKNOWN_FLOOR
+    sent = world.sent_by("n0", lambda: node.step(append("n1", 3, (3, 3), [3, 3], commit=3)))
+    assert node.disk_hard_state == HardState(3, "n1")  # in a term that it may have voted in before: no second vote
+    assert AppendEntriesResponse("n0", 3, True, 5, 5) in sent
+
+
+def test_a_node_that_forgot_asks_again_when_no_answer_comes_and_in_each_term() -> None:
+    """Requests and answers may be lost; what the leader of another term was asked is nothing to the next."""
+    world = World(hard_states={"n0": WIPED})
+
+    def asked(term: int) -> list[int]:
+        sent = world.step("n0", heartbeat("n1", term))
+        return [message.request_id for message in pick(sent, ReadIndexRequest)]
+
+    first = asked(3)
+    assert len(first) == 1
+    assert asked(3) == []
+    world.now += OPTIONS.election_timeout_ms
+    assert asked(3) == first
+    assert len(asked(4)) == 1
+    world["n0"].step(ReadIndexResponse("n1", 3, first[0], -1))
+    assert world["n0"].disk_hard_state.vote_floor == UNKNOWN_FLOOR
+
+
+@pytest.mark.parametrize("forgetful", [False, True])
+def test_what_forgetful_nodes_acknowledge_counts_where_all_do(forgetful: bool) -> None:
+    """Three nodes, a log that began before this leader: one that forgot is no majority, all of them are."""
+    world = World(logs={f"n{at}": [1] for at in range(3)})
+    leader = make_leader(world)
+    (index,) = (leader.core.last_index,)
+    leader.step(replace(accepted("n1", leader.core.term, index), forgetful=forgetful))
+    assert (leader.core.commit_index == index) is not forgetful
+    leader.step(replace(accepted("n2", leader.core.term, index), forgetful=forgetful))
+    assert leader.core.commit_index == index
+
+
+def test_a_late_answer_of_a_node_that_remembered_vouches_for_no_more_than_it_says() -> None:
+    """Sent before its folder was emptied: what it acknowledged since without memory is not sworn to by that."""
+    world = World(logs={f"n{at}": [1] for at in range(3)})
+    leader = make_leader(world)
+    term, index = leader.core.term, leader.core.last_index
+    leader.propose(5)
+    leader.step(replace(accepted("n1", term, index + 5), forgetful=True))
+    leader.step(accepted("n1", term, index))
+    assert leader.core.commit_index == index
+
+
+@pytest.mark.parametrize("forgetful", [False, True])
+def test_a_read_is_confirmed_by_those_that_remember(forgetful: bool) -> None:
+    """A leader whose time is over must not learn from a node that forgot its successor that it still leads."""
+    world = World(logs={f"n{at}": [1] for at in range(3)})
+    leader = make_leader(world)
+    term, index = leader.core.term, leader.core.last_index
+    leader.step(accepted("n1", term, index))
+    leader.step(accepted("n2", term, index))
+    leader.read(77)
+    beats = [envelope.message for envelope in world.take(Heartbeat)]
+    number = max(beat.round for beat in beats if isinstance(beat, Heartbeat))
+    leader.step(replace(beat_answer("n1", term, round_=number, match=index), forgetful=forgetful))
+    assert (77 in leader.reads) is not forgetful
+    leader.step(replace(beat_answer("n2", term, round_=number, match=index), forgetful=forgetful))
+    assert 77 in leader.reads
 
 
 def test_wiped_and_restarted_under_load() -> None:

@@ -509,6 +509,18 @@ def test_a_late_refusal_during_a_search_does_not_either() -> None:
     assert "peer_lost_entries" not in world.transcript()
 
 
+def test_a_follower_that_forgot_and_holds_another_leaders_tail_is_filled_again() -> None:
+    """Its log does not end before what it once acknowledged here, but it says itself that it forgot. (Seed 206.)"""
+    world, node = _replicating()
+    node.propose(4)
+    node.step(accepted("n1", 1, 4))
+    node.peer_unreachable("n1")
+    progress = node.core.progress["n1"]
+    refusal = AppendEntriesResponse("n1", 1, False, 1, 9, rejected_index=4, conflict_index=3, conflict_term=0)
+    world.step("n0", replace(refusal, forgetful=True))
+    assert (progress.match_index, progress.sworn_index, progress.next_index) == (1, 1, 3)
+
+
 def test_a_follower_that_lost_its_log_is_filled_again() -> None:
     """A deleted folder, under the same leader in the same term: what it once acknowledged it must get again."""
     world = World()

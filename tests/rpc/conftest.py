@@ -8,13 +8,13 @@ from grpc import aio
 from tests.rpc.fakes import Node, started
 
 
-@pytest_asyncio.fixture
-async def nodes():
-    """``await nodes("n0", "n1")`` → connected nodes; all are stopped afterwards."""
+@pytest_asyncio.fixture(params=["grpc", "frames"])
+async def nodes(request):
+    """``await nodes("n0", "n1")`` → connected nodes; all are stopped afterwards. By gRPC streams, and by frames."""
     made: list[Node] = []
 
     async def make(*node_ids, **kwargs):
-        new = await started(*node_ids, **kwargs)
+        new = await started(*node_ids, **{"framed": request.param == "frames"} | kwargs)
         made.extend(new)
         return new
 

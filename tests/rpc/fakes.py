@@ -196,7 +196,8 @@ async def settled(value):
 class Node:
     """A transport with its own server, at a free port or at a given one."""
 
-    def __init__(self, node_id, *, group=GROUP, options=FAST):
+    def __init__(self, node_id, *, group=GROUP, options=FAST, framed=False):
+        self.framed = framed
         self.node_id = node_id
         self.group = group
         self.options = options
@@ -209,6 +210,8 @@ class Node:
         self.backend = FakeBackend(self.node_id, self.group)
         self.server = GrpcServer(self.backend, self.transport, f"127.0.0.1:{port}", self.options)
         self.port = await self.server.start()
+        if self.framed:
+            await self.transport.listen("127.0.0.1", 0)
         return self.port
 
     async def start(self, members):
@@ -221,9 +224,9 @@ class Node:
         await self.server.stop(0)
 
 
-async def started(*node_ids, options=FAST):
-    """Return connected nodes, each of which knows that it is connected to all others."""
-    nodes = [Node(node_id, options=options) for node_id in node_ids]
+async def started(*node_ids, options=FAST, framed=False):
+    """Return connected nodes, each of which knows that it is connected to all others. ``framed``: not by gRPC."""
+    nodes = [Node(node_id, options=options, framed=framed) for node_id in node_ids]
     members = {}
     for node in nodes:
         members[node.node_id] = f"127.0.0.1:{await node.listen({})}"
@@ -232,4 +235,5 @@ async def started(*node_ids, options=FAST):
     for node in nodes:
         others = [n.node_id for n in nodes if n is not node]
         await node.handler.until(lambda t=node.transport, o=others: all(t.is_connected(p) for p in o))
+        assert {node.transport._links[other].is_framed for other in others} <= {framed}
     return nodes

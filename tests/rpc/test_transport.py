@@ -159,6 +159,7 @@ async def test_sending_to_nobody_is_harmless(node):
 # -- bounds
 
 
+@pytest.mark.parametrize("nodes", ["grpc"], indirect=True)  # of frames: test_frames.py
 async def test_a_slow_peer_costs_bounded_memory(nodes):
     """The queue drops beyond its limits, and what was taken still arrives in order."""
     a, b = await nodes("n0", "n1", options=replace(FAST, max_queue_count=50))
@@ -171,6 +172,7 @@ async def test_a_slow_peer_costs_bounded_memory(nodes):
     assert [m.round for m in b.handler.messages] == list(range(50))
 
 
+@pytest.mark.parametrize("nodes", ["grpc"], indirect=True)  # of frames: test_frames.py
 async def test_the_queue_is_bounded_in_bytes(nodes):
     options = replace(FAST, max_queue_bytes=1_000_000, max_message_bytes=1_000_000)
     a, _ = await nodes("n0", "n1", options=options)

@@ -173,6 +173,27 @@ MUTANTS: tuple[Mutant, ...] = (
         "a wiped node votes as its old self",
     ),
     _one(
+        "what forgetful nodes acknowledge counts",
+        CORE,
+        "        index = committed_index(self.configuration, sworn)\n",
+        "        index = committed_index(self.configuration, matches)\n",
+        "a leader whose time is over, and a wiped node",
+    ),
+    _one(
+        "forgetful nodes confirm reads",
+        CORE,
+        "        return has_quorum(self.configuration, sworn)\n",
+        "        return has_quorum(self.configuration, acked)\n",
+        "a leader whose time is over, and a wiped node",
+    ),
+    _one(
+        "a forgetful node takes any leader's word",
+        CORE,
+        "        elif self._is_forgetful:\n            caught_up =",
+        "        elif self._is_forgetful and self.log.term_at(self._leader_commit_index) != self.term:\n            caught_up =",
+        "a leader whose time is over, and a wiped node",
+    ),
+    _one(
         "own vote counted before it is durable",
         CORE,
         '        self._event("campaign_started", term=self.term, transfer=transfer)\n',
