@@ -103,9 +103,12 @@ def _note(driver: Driver) -> str:
     if core.disk_full:
         return "disk full: takes no entries until there is room"
     if core.votes_provisionally and core.last_index != NO_INDEX:
-        return "catching up after lost data: its vote counts only together with all others"
+        return "catching up after lost data: its word counts only together with all others'"
     if core.transferee is not None:
         return f"handing leadership to {core.transferee}"
     if core.is_leader and not core.is_leader_ready:
         return "elected, waiting for a majority to hold the first entry of the term"
+    if core.is_leader and core.forgetful_peers and core.commit_index < core.last_index:
+        names = ", ".join(core.forgetful_peers)
+        return f"{names} lost its data and counts only together with all others: one that has not must come back"
     return ""

@@ -231,6 +231,11 @@ class RaftCore:
         return floor is not None and self.log.last_id < floor
 
     @property
+    def forgetful_peers(self) -> list[NodeId]:
+        """At a leader: who holds entries of this term without counting in full, see `AppendEntriesResponse`."""
+        return sorted(peer for peer, progress in self.progress.items() if progress.match_index > progress.sworn_index)
+
+    @property
     def changes_log(self) -> bool:
         """Whether `ready` holds changes of the log: the driver takes them before it proposes anything."""
         return bool(self._ready.log_operations)

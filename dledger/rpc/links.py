@@ -48,6 +48,9 @@ TARGET_KEY = "dledger-target"
 PEER_PORT_KEY = "dledger-peer-port"
 """Metadata of the accepting end: the port where it listens for peers; 0 is the very port that the stream came to."""
 
+_SWALLOWED_PAUSE_S = 60.0
+"""After a peer port swallowed an attempt (a firewall), no further one for so long."""
+
 _MAX_VOTES_IN_FLIGHT = 8
 """Vote calls to one peer at a time. Older ones give way: their terms are over."""
 
@@ -171,6 +174,7 @@ class OutgoingLink:
         self._group = group
         self._node_id = node_id
         self._frames_refused = ""
+        self._frames_again_s = 0.0
         self._options = options
         self._events = events
         self._metadata = ((GROUP_KEY, group), (NODE_KEY, node_id), (TARGET_KEY, peer))
@@ -281,7 +285,8 @@ class OutgoingLink:
 
     async def _dial(self, announced: str) -> DialledConnection | None:
         """Connect to the port that the peer announced; None where there is none, or it cannot be reached."""
-        if not announced.isdecimal():
+        loop = asyncio.get_running_loop()
+        if not announced.isdecimal() or loop.time() < self._frames_again_s:
             return None
         host, _, own_port = self.address.rpartition(":")
         host = host.removeprefix("[").removesuffix("]")
@@ -291,6 +296,8 @@ class OutgoingLink:
             await dialled.open(host, port)
         except (OSError, TimeoutError, DLedgerError) as error:
             reason = str(error) or "no answer in time"
+            if isinstance(error, TimeoutError):  # swallowed on the way: not to be waited for each time
+                self._frames_again_s = loop.time() + _SWALLOWED_PAUSE_S
             if reason != self._frames_refused:
                 self._frames_refused = reason
                 self._log.warning("peer_port_unreachable_using_grpc", address=f"{host}:{port}", reason=reason)

@@ -58,8 +58,14 @@ class PeerListener:
         Raises:
             OSError: the address cannot be had.
         """
-        self._server = await asyncio.get_running_loop().create_server(self._accept, host, port)
-        return int(self._server.sockets[0].getsockname()[1])
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(self._accept, host, port)
+        bound = [int(each.getsockname()[1]) for each in server.sockets]
+        if len(set(bound)) > 1:  # a name with several addresses: one port at all of them
+            server.close()
+            server = await loop.create_server(self._accept, host, bound[0])
+        self._server = server
+        return bound[0]
 
     def close(self) -> None:
         """Listen no more and end every connection. Twice is fine."""

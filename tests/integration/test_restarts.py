@@ -98,6 +98,40 @@ async def test_a_node_whose_folder_was_deleted_comes_back_by_catch_up(processes)
 
 
 @pytest.mark.asyncio
+async def test_a_leader_commits_nothing_with_a_wiped_node_alone(processes) -> None:
+    """The third is away: it could lead by now, and have committed with the wiped one what that one knows nothing of.
+
+    The leader says what it waits for, and goes on as soon as the third is back.
+    """
+    group = await processes(settings={"electionTimeoutMs": "8000"})
+    leader = await group.wait_leader()
+    wiped, away = [node_id for node_id in group.nodes if node_id != leader]
+    async with group.connect() as client:
+        await client.append_many([b"%d" % number for number in range(50)])
+        for node_id in (wiped, away):
+            await group.wait_caught_up(node_id)
+            await group.kill(node_id)
+        shutil.rmtree(group.node(wiped).data_dir)
+        await group.restart(wiped)
+        waiting = asyncio.ensure_future(client.append(b"waits"))
+
+        async def note() -> str:
+            status = (await group.status())[leader]
+            return "" if status is None else status.note
+
+        async with asyncio.timeout(20):
+            while f"{wiped} lost its data" not in await note():  # noqa: ASYNC110 - nothing signals it
+                await asyncio.sleep(0.05)
+        assert not waiting.done()
+        await group.restart(away)
+        index = (await waiting).index
+        assert (await client.get(index)).body == b"waits"
+        async with asyncio.timeout(10):
+            while any(status is None or status.note for status in (await group.status()).values()):  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+
+
+@pytest.mark.asyncio
 async def test_a_follower_behind_by_more_than_the_cache_catches_up_from_disk_while_appends_go_on(servers) -> None:
     group = servers(settings={"tailCacheBytes": "64KiB", "mappedFileSizeForEntryData": "1MiB", "maxEntryBytes": "4KiB"})
     await group.start()

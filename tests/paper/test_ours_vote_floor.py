@@ -431,6 +431,7 @@ def test_what_forgetful_nodes_acknowledge_counts_where_all_do(forgetful: bool) -
     (index,) = (leader.core.last_index,)
     leader.step(replace(accepted("n1", leader.core.term, index), forgetful=forgetful))
     assert (leader.core.commit_index == index) is not forgetful
+    assert leader.core.forgetful_peers == ["n1"] * forgetful
     leader.step(replace(accepted("n2", leader.core.term, index), forgetful=forgetful))
     assert leader.core.commit_index == index
 

@@ -39,9 +39,6 @@ class Pipe:
     def get_write_buffer_size(self):
         return max(len(self.sent) - self.room, 0)
 
-    def get_extra_info(self, _name):
-        return ("127.0.0.1", 7)
-
     def abort(self):
         self.aborted = True
 
@@ -162,6 +159,14 @@ async def test_a_connection_that_hears_something_stays():
         ends.connection.connection_lost(None)
 
 
+@pytest.mark.asyncio
+async def test_what_comes_after_the_end_is_not_heard():
+    ends = Ends()
+    ends.connection.close("enough")
+    ends.connection.data_received(framed(b"late"))
+    assert ends.heard == []
+
+
 # -- hello and welcome
 
 
@@ -181,6 +186,17 @@ def port_of(node):
 
 def dialled(group=GROUP, node_id="n1", peer="n0"):
     return DialledConnection(group, node_id, peer, FAST, lambda _data: True)
+
+
+@pytest.mark.asyncio
+async def test_a_name_with_several_addresses_has_one_port_at_all_of_them():
+    """``localhost`` is 127.0.0.1 and ::1, where there is IPv6."""
+    node = Node("n0")
+    await node.listen({"n0": "127.0.0.1:1", "n1": "127.0.0.1:1"})
+    await node.transport.listen("localhost", 0)
+    sockets = node.transport._listener._server.sockets
+    assert {each.getsockname()[1] for each in sockets} == {port_of(node)}
+    await node.stop()
 
 
 @pytest.mark.asyncio
@@ -273,6 +289,30 @@ async def test_where_the_port_cannot_be_reached_the_stream_stays_and_says_so_onc
         await other.handler.until(lambda: other.handler.messages)
     assert not one.transport._links["n1"].is_framed
     assert [entry["event"] for entry in logs].count("peer_port_unreachable_using_grpc") == 1
+    for node in (one, other):
+        await node.stop()
+
+
+@pytest.mark.asyncio
+async def test_a_port_that_swallows_attempts_is_not_waited_for_each_time(monkeypatch):
+    """A firewall that drops: one attempt runs into its time-out, the streams after that come up at once."""
+    one, other = Node("n0"), Node("n1", framed=True)
+    members = {node.node_id: f"127.0.0.1:{await node.listen({})}" for node in (one, other)}
+    attempts = []
+
+    async def swallow(self, host, port):
+        attempts.append(port)
+        raise TimeoutError
+
+    monkeypatch.setattr(DialledConnection, "open", swallow)
+    for node in (one, other):
+        await node.start(members)
+    for _ in range(3):
+        await one.handler.until(lambda: one.transport.is_connected("n1"))
+        one.handler.events.clear()
+        other.transport._incoming["n0"].outbox.close()
+        await one.handler.until(lambda: ("down", "n1") in one.handler.events)
+    assert attempts == [port_of(other)]
     for node in (one, other):
         await node.stop()
 

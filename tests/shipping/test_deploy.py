@@ -305,7 +305,8 @@ def test_the_pods_are_one_group() -> None:
         assert stop.params["timeout"] < stateful["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
     assert sorted(ids) == sorted(peer.node_id for peer in config.peers)
     ports = {port["name"]: port["containerPort"] for port in container()["ports"]}
-    assert ports == {"grpc": config.peer.port, "metrics": config.metrics_port}
+    assert ports == {"grpc": config.peer.port, "peers": config.peer_port, "metrics": config.metrics_port}
+    del ports["peers"]  # for nothing but the pods themselves
     assert {port["targetPort"]: port["port"] for port in service["spec"]["ports"]} == ports
     (mount,) = container()["volumeMounts"]
     (claim,) = stateful["spec"]["volumeClaimTemplates"]
