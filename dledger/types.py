@@ -5,12 +5,15 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from dledger.raft.messages import EntryType
+if TYPE_CHECKING:
+    from dledger.raft.messages import EntryType
 
 __all__ = [
     "AppendResult",
     "BatchResult",
+    "DownNode",
     "Entry",
     "IndexRun",
     "LogRun",
@@ -82,6 +85,15 @@ class BatchResult:
         for run in self.runs:
             out.extend(range(run.first_index, run.first_index + run.count))
         return out
+
+
+@dataclass(frozen=True, slots=True)
+class DownNode:
+    """A node that gave no status, and why."""
+
+    node_id: str
+    address: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,8 +21,9 @@ if str(REPOSITORY) not in sys.path:
     sys.path.insert(0, str(REPOSITORY))
 
 from dledger.cli.exit_codes import ExitCode  # noqa: E402 - found in this checkout, installed or not
-from dledger.cli.main import COMMANDS, cli  # noqa: E402
 from dledger.cli.options import per_second, seconds, target_options  # noqa: E402
+from dledger.cli.root import cli  # noqa: E402
+from dledger.cli.verbs import COMMANDS  # noqa: E402
 
 
 @click.command()
@@ -94,6 +95,8 @@ def _usage(path: str, command: click.Command) -> str:
 
 
 def _default(option: click.Option) -> str:
+    if isinstance(option.show_default, str):
+        return f" Default: {option.show_default}."
     if not option.show_default or option.is_flag or option.default is None or callable(option.default):
         return ""
     return f" Default: `{option.default}`."

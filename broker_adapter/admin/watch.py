@@ -20,6 +20,7 @@ __all__ = ["BrokerWatch", "MessageSender"]
 _OWN_TOPICS: Final = frozenset(
     {"TBW102", "SELF_TEST_TOPIC", "SCHEDULE_TOPIC_XXXX", "BenchmarkTest", "OFFSET_MOVED_EVENT"}
 )
+_REPLY_SUFFIX: Final = "_REPLY_TOPIC"
 _OWN_PREFIXES: Final = ("%RETRY%", "%DLQ%", "RMQ_SYS_", "rmq_sys_")
 _MAX_TOPICS: Final = 40
 _MAX_CONSUMERS: Final = 200
@@ -81,8 +82,9 @@ class BrokerWatch:
 
     async def _topics(self, brokers: list[BrokerAddress]) -> list[str]:
         answer = await self._client.ask_namesrv(RequestCode.GET_ALL_TOPIC_LIST_FROM_NAMESERVER)
-        # A broker has topics of its own name and of its cluster's.
-        named = {broker.broker_name for broker in brokers} | {broker.cluster for broker in brokers}
+        # A broker has topics of its own name and of its cluster's, and one for the cluster's replies.
+        clusters = {broker.cluster for broker in brokers}
+        named = {broker.broker_name for broker in brokers} | clusters | {name + _REPLY_SUFFIX for name in clusters}
         return sorted(topic for topic in answer.json_object().get("topicList") or [] if topic not in named)
 
     async def _queues(self, topics: list[str]) -> list[dict[str, Any]]:

@@ -61,6 +61,7 @@ class ClientLoad:
 
     Clients differ: some give up early, so that outcomes are unknown; some have no session. ``prefix`` marks this run's
     values. ``acks`` has the time of each acknowledgement and ``terms`` its term, in the order in which they came.
+    ``transport`` opens the readers' connections.
     """
 
     def __init__(
@@ -71,8 +72,8 @@ class ClientLoad:
         *,
         entry_bytes: int,
         seed: int,
-        group: str,
         addresses: Mapping[str, str],
+        transport: Callable[[], GrpcClientTransport],
     ) -> None:
         self.history = history
         self.acks = array("d")
@@ -88,8 +89,8 @@ class ClientLoad:
         self._prefix = prefix
         self._entry_bytes = entry_bytes
         self._seed = seed
-        self._group = group
         self._addresses = dict(addresses)
+        self._make_transport = transport
         self._clients: list[_Client] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = asyncio.Event()
@@ -115,7 +116,7 @@ class ClientLoad:
             self._clients.append(client)
             for worker in range(concurrency):
                 self._tasks.append(asyncio.ensure_future(self._append(client, worker)))
-        self._transport = GrpcClientTransport(self._group)
+        self._transport = self._make_transport()
         for number, (node_id, address) in enumerate(self._addresses.items()):
             self._tasks.append(asyncio.ensure_future(self._read(clients + number, node_id, address)))
 

@@ -83,11 +83,11 @@ class Monitor:
 
     ``samples``, ``log_events`` and ``elections`` grow. ``views`` is the present. Elections come from the logs where
     there are ``log_paths``, else from what the nodes say of themselves. ``on_election`` is told of each.
+    ``transport`` opens the connections.
     """
 
     def __init__(
         self,
-        group: str,
         addresses: Mapping[str, str],
         clock: Clock,
         *,
@@ -95,6 +95,7 @@ class Monitor:
         override: Callable[[str], str | None],
         is_cut: Callable[[str], bool],
         on_election: Callable[[Election], None],
+        transport: Callable[[], GrpcClientTransport],
     ) -> None:
         self.samples: list[NodeSample] = []
         self.log_events: list[LogEvent] = []
@@ -107,7 +108,7 @@ class Monitor:
         self._override = override
         self.is_cut = is_cut
         self._on_election = on_election
-        self._transport = GrpcClientTransport(group)
+        self._transport = transport()
         self._known: set[tuple[str, int]] = set()
         self._task: asyncio.Task[None] | None = None
 

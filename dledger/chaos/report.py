@@ -65,6 +65,7 @@ th,td{padding:3px 12px 3px 0;text-align:left;border-bottom:1px solid #e3e3e3;ver
 td.n,th.n{text-align:right}
 svg.panel{display:block;width:100%;height:auto;overflow:visible}
 .label{font-size:11px;fill:#444}.small{font-size:10px;fill:#333}.bold{font-size:12px;font-weight:600;fill:#1b1b1b}
+.on-bar{font-size:10px;fill:#1b1b1b}
 .grid{stroke:#e6e6e6}.tick{stroke:#888}.cursor{stroke:#000;stroke-opacity:.45;visibility:hidden}
 .election{stroke:#009e73;stroke-width:1.2;stroke-dasharray:3 2}
 .rate{fill:none;stroke:#0072b2;stroke-width:1.6}
@@ -79,6 +80,17 @@ svg.panel{display:block;width:100%;height:auto;overflow:visible}
 #now{position:fixed;right:18px;bottom:14px;background:#1b1b1b;color:#fff;padding:4px 10px;border-radius:4px;
 font:12px ui-monospace,monospace;visibility:hidden;max-width:70vw}
 details pre{max-height:320px;overflow:auto;background:#f4f6f8;padding:8px;font-size:12px}
+.wide{overflow-x:auto;overflow-y:hidden}
+@media(max-width:760px){body{padding:12px 10px 40px}svg.panel{width:760px}#configuration td+td{overflow-wrap:anywhere}}
+#losses td,#losses th{white-space:nowrap}
+@media(prefers-color-scheme:dark){
+:root{color:#dfe5ec;background:#12171d;color-scheme:dark}
+p.note{color:#a3adb8}.figures div,details pre{background:#1d252e}th,td{border-color:#333d48}
+.verdict.pass{background:#10302a}.verdict.fail{background:#3a2013}
+.label{fill:#b4bec9}.small{fill:#c6ced7}.bold{fill:#dfe5ec}.grid{stroke:#2a333d}.tick{stroke:#7d8894}
+.cursor{stroke:#fff}.rate,.p50{stroke:#56b4e9}.ack{stroke:#56b4e9}
+#now{background:#dfe5ec;color:#12171d}
+}
 @media print{#now{display:none}}
 """
 
@@ -205,7 +217,7 @@ def _losses(record: Record) -> str:
         )  # fmt: skip
         rows.append("<tr>" + "".join(f'<td class="{css}">{escape(words)}</td>' for words, css in cells) + "</tr>")
     note = '<p class="note">Milliseconds since the fault. Write gap: the longest time without an acknowledgement.</p>'
-    return f'{note}<table id="losses"><tr>{head}</tr>{"".join(rows)}</table>'
+    return f'{note}<div class="wide"><table id="losses"><tr>{head}</tr>{"".join(rows)}</table></div>'
 
 
 def _ms(value: float | None) -> str:
@@ -381,7 +393,7 @@ def _lane(panel: Panel, node: str, samples: list[NodeSample], front: dict[int, i
     for term, first, _ in _runs([s for s in samples if s.pid > 0], lambda sample: str(sample.term)):
         if panel.x(first) - last_label > 24:
             last_label = panel.x(first)
-            panel.add(text(last_label + 2, y + 16, term, "small"))
+            panel.add(text(last_label + 2, y + 16, term, "on-bar"))
     behind = Scale(1.0, 1e5, y + 48, y + 24, log=True)
     points = []
     for sample in samples:

@@ -28,9 +28,12 @@ from dledger.chaos.monitor import LogEvent, Monitor
 from dledger.chaos.record import Election, Event, FaultSpan, LeaderLoss, Record
 from dledger.chaos.schedule import FOREIGN_FAULTS, Fault, Step, make_schedule
 from dledger.client import LedgerClient, connect
+from dledger.client.grpc_transport import GrpcClientTransport
+from dledger.client.peers import parse_peers
 from dledger.config.peers import split_address
-from dledger.errors import DLedgerError
+from dledger.errors import ConfigError, DLedgerError
 from dledger.raft.messages import EntryType
+from dledger.security.access import ClientTls
 from dledger.version import VERSION
 
 __all__ = [
@@ -49,6 +52,7 @@ _TICK_S: Final = 0.25
 _TIMEOUTS_S: Final = (10.0, 2.0, 0.7, 5.0)
 """How long the clients wait for an append, by turns: the impatient ones bring unknown outcomes."""
 
+_HOST: Final = "127.0.0.1"
 _SILENCE_S: Final = 0.1
 _RECOVERY_S: Final = 60.0
 _HEADER_BYTES: Final = 48
@@ -57,7 +61,8 @@ _WATCH_S: Final = 0.1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChaosOptions:
-    """What to run. ``peers``: a running group instead of one of our own, which ``nodes`` and ``settings`` are for."""
+    """What to run. ``peers``: a running group instead of one of our own, which ``nodes`` and ``settings`` are for;
+    ``tls`` and ``token``: what lets clients in there."""
 
     duration_s: float
     faults: tuple[Fault, ...]
@@ -70,6 +75,12 @@ class ChaosOptions:
     group: str = "chaos"
     peers: str | None = None
     settings: Mapping[str, str] = field(default_factory=dict)
+    tls: ClientTls | None = None
+    token: str | None = field(default=None, repr=False)
+
+    def access(self) -> dict[str, Any]:
+        """Return what ``dledger.connect`` needs beside the peers to be let in."""
+        return {"tls": self.tls, "token": self.token}
 
 
 @dataclass(slots=True)
@@ -158,8 +169,12 @@ async def _subject(options: ChaosOptions) -> AsyncIterator[_Subject]:
 @contextlib.asynccontextmanager
 async def _foreign(options: ChaosOptions) -> AsyncIterator[_Subject]:
     """A group that somebody else runs; clients go through links of ours where their connections are to be hurt."""
-    async with connect(options.peers or "", group=options.group, timeout=10.0, session=False) as client:
-        direct = dict((await client.metadata()).members)
+    given = parse_peers(options.peers or "")
+    async with connect(given, group=options.group, timeout=10.0, session=False, **options.access()) as client:
+        members = dict((await client.metadata()).members)
+    # As the client does: the address that was given is good for us, the one that nodes name is perhaps another port.
+    direct = {node_id: given.get(node_id, address) for node_id, address in members.items()}
+    _check_certificates(options, direct)
     if Fault.RETRY not in options.faults:
         yield _Subject(options.group, direct, dict(direct), None, None)
         return
@@ -168,10 +183,26 @@ async def _foreign(options: ChaosOptions) -> AsyncIterator[_Subject]:
     try:
         for node_id, address in direct.items():
             fabric.set_target(node_id, *split_address(address))
-        proxied = {node_id: f"127.0.0.1:{fabric.port(CLIENTS, node_id)}" for node_id in direct}
+        proxied = {node_id: f"{_HOST}:{fabric.port(CLIENTS, node_id)}" for node_id in direct}
         yield _Subject(options.group, direct, proxied, None, fabric)
     finally:
         await fabric.close()
+
+
+def _check_certificates(options: ChaosOptions, direct: Mapping[str, str]) -> None:
+    """Refuse retries where the nodes' certificates are for other hosts than that of the links in front of them.
+
+    Raises:
+        ConfigError: clients would reach the nodes at an address that no certificate names.
+    """
+    others = sorted({host for host, _ in map(split_address, direct.values())} - {_HOST})
+    if options.tls is not None and Fault.RETRY in options.faults and others:
+        raise ConfigError(
+            [
+                f"retry: its links listen at {_HOST}, for which the certificates of {', '.join(others)} are not good; "
+                "name the nodes by that address, or leave it out: --faults transfer"
+            ]
+        )
 
 
 # -------------------------------------------------------------------- the run
@@ -221,19 +252,19 @@ class _Run:
             self._prefix,
             entry_bytes=options.entry_bytes,
             seed=options.seed,
-            group=subject.group,
             addresses=subject.direct,
+            transport=self._transport,
         )
         self._monitor = Monitor(
-            subject.group,
             subject.direct,
             self._clock,
             log_paths=subject.log_paths(),
             override=self._states.get,
             is_cut=self._is_cut,
             on_election=self._elected,
+            transport=self._transport,
         )
-        self._admin = connect(subject.direct, group=subject.group, timeout=5.0, session=False)
+        self._admin = connect(subject.direct, group=subject.group, timeout=5.0, session=False, **options.access())
         self._injector = Injector(
             record,
             self._clock,
@@ -300,7 +331,11 @@ class _Run:
         return list(self._subject.direct)
 
     def _connect(self, timeout: float, session: bool) -> LedgerClient:
-        return connect(self._subject.addresses, group=self._subject.group, timeout=timeout, session=session)
+        access = self._options.access()
+        return connect(self._subject.addresses, group=self._subject.group, timeout=timeout, session=session, **access)
+
+    def _transport(self) -> GrpcClientTransport:
+        return GrpcClientTransport(self._subject.group, tls=self._options.tls, token=self._options.token)
 
     async def _inject(self, schedule: list[Step]) -> None:
         """Each step at its time, or as soon as the one before is over; what would not end in time is left out."""

@@ -107,8 +107,8 @@ class Panel:
     def render(self, label: str) -> str:
         """The finished element; ``label`` is what a screen reader says."""
         return (
-            f'<svg id="{self.name}" class="panel" role="img" aria-label="{escape(label)}" '
+            f'<div class="wide"><svg id="{self.name}" class="panel" role="img" aria-label="{escape(label)}" '
             f'viewBox="0 0 {self.WIDTH} {number(self.height)}" data-left="{self.LEFT}" data-right="{self.RIGHT}" '
             f'data-end="{self.end_s:g}">{"".join(self.parts)}'
-            f'<line class="cursor" y1="0" y2="{number(self.height)}"/></svg>'
+            f'<line class="cursor" y1="0" y2="{number(self.height)}"/></svg></div>'
         )

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import click
@@ -83,7 +82,7 @@ def resolve_token() -> str | None:
     if path is None:
         return None
     try:
-        with Path(path).open("rb") as file:
+        with open(path, "rb") as file:
             return checked_token(file.read(_MAX_TOKEN_BYTES).decode("utf-8", "replace").strip())
     except OSError as error:
         raise ConfigError([f"{path}: cannot be read: {error.strerror or error}"]) from error

@@ -16,7 +16,8 @@ from dledger.cli.exit_codes import ExitCode
 from dledger.cli.line_appender import LineAppender
 from dledger.cli.options import output_option, resolve_target, seconds, target_options
 from dledger.cli.progress import Progress
-from dledger.cli.runtime import diagnose, plain_words, run, with_client
+from dledger.cli.runtime import diagnose, run, with_client
+from dledger.cli.words import plain_words
 from dledger.errors import DLedgerError, Outcome
 
 if TYPE_CHECKING:

@@ -28,8 +28,9 @@ from dledger.cli.options import (
     target_options,
 )
 from dledger.cli.progress import Progress
-from dledger.cli.runtime import plain_words, run, with_client
+from dledger.cli.runtime import run, with_client
 from dledger.cli.table import render_table
+from dledger.cli.words import plain_words
 from dledger.local_group import LocalGroup
 from dledger.types import NodeStatus
 

@@ -7,10 +7,11 @@ import json
 import shutil
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from dledger.cli.access import access_options
 from dledger.cli.exit_codes import ExitCode
 from dledger.cli.options import output_option, parse_overrides, resolve_target, seconds
 from dledger.cli.runtime import run
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from dledger.chaos.schedule import Fault
 
 __all__ = ["chaos", "report"]
+
+_OWN_FAULTS: Final = "kill,pause,partition"
+_FOREIGN_FAULTS: Final = "retry,transfer"
 
 
 def _parse_faults(text: str) -> tuple[Fault, ...]:
@@ -37,8 +41,7 @@ def _parse_faults(text: str) -> tuple[Fault, ...]:
 @click.option("--for", "duration", default="60s", show_default=True, type=seconds, help="How long faults go on.")
 @click.option(
     "--faults",
-    default="kill,pause,partition",
-    show_default=True,
+    show_default=f"{_OWN_FAULTS}; of a running group {_FOREIGN_FAULTS}",
     help="kill pause partition delay slow-disk disk-full fsync-error retry transfer, or all.",
 )
 @click.option("--clients", default=8, show_default=True, type=click.IntRange(1))
@@ -49,13 +52,14 @@ def _parse_faults(text: str) -> tuple[Fault, ...]:
 @click.option("-c", "--config", "config_file", metavar="FILE", help="Take a running group (retry, transfer).")
 @click.option("--peers", metavar="PEERS", help="The same, by its peers.")
 @click.option("--group", metavar="NAME", help="Its name.")
+@access_options
 @click.option("--html", type=click.Path(path_type=Path), help="Write the report here.")
 @click.option("--history", type=click.Path(path_type=Path), help="Write the history here (.gz: compressed).")
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Where the run's folder is made.")
 @output_option("table", "json")
 def chaos(
     duration: float,
-    faults: str,
+    faults: str | None,
     clients: int,
     concurrency: int,
     seed: int | None,
@@ -72,12 +76,14 @@ def chaos(
     """Hurt a group under load, heal it, and check that the log has kept every promise.
 
     Starts a group of its own in a temporary folder, which stays if anything was wrong. Exit code 6: verdict FAIL.
+    A running group (-c, --peers) keeps its processes: only clients' connections and leadership are played with.
     """
     from dledger.chaos.run import ChaosOptions, random_seed, usable_faults
 
     foreign = config_file is not None or peers is not None
     target = resolve_target(peers, group, config_file) if foreign else None
-    usable, skipped = usable_faults(_parse_faults(faults), own=not foreign)
+    wanted = faults or (_FOREIGN_FAULTS if foreign else _OWN_FAULTS)
+    usable, skipped = usable_faults(_parse_faults(wanted), own=not foreign)
     for line in skipped:
         click.echo(line, err=True)
     if data_dir is not None:
@@ -94,6 +100,7 @@ def chaos(
         group=target.group if target else "chaos",
         peers=target.peers if target else None,
         settings=parse_overrides(overrides),
+        **(target.access() if target else {}),
     )
     try:
         record, judgement = run(_run(options))

@@ -29,7 +29,7 @@ def completion(shell: str) -> None:
     zsh:   eval "$(dledger completion zsh)"           in ~/.zshrc, after compinit
     fish:  dledger completion fish > ~/.config/fish/completions/dledger.fish
     """
-    from dledger.cli.main import cli
+    from dledger.cli.root import cli
 
     kind = get_completion_class(shell)
     if kind is None:

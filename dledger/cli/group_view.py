@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from dledger.cli.exit_codes import ExitCode
-from dledger.cli.runtime import plain_words
 from dledger.cli.table import format_count, format_duration, format_size, render_table
-from dledger.types import NodeStatus
-
-if TYPE_CHECKING:
-    from dledger.client import DownNode
+from dledger.cli.words import plain_words
+from dledger.types import DownNode, NodeStatus
 
 __all__ = ["GroupView", "NodeRow"]
 

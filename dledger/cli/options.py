@@ -12,13 +12,12 @@ from typing import Any, Final, TypeVar
 import click
 
 from dledger.cli.access import access_options, resolve_tls, resolve_token
-from dledger.config import SETTINGS, format_peers
-from dledger.config.loader import load_values, sort_problems
-from dledger.config.setting import environment_name
 from dledger.errors import ConfigError, DLedgerError
 from dledger.security.access import ClientTls
 
 __all__ = [
+    "GROUP_VARIABLES",
+    "PEERS_VARIABLES",
     "Target",
     "output_option",
     "parse_overrides",
@@ -32,8 +31,9 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)\s*(|ms|s|m|min|h)", re.ASCII)
 _UNITS_S: Final = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
-_PEERS_VARIABLES: Final = (environment_name("peers"), environment_name("dLegerPeers"))
-_GROUP_VARIABLES: Final = (environment_name("group"), environment_name("dLegerGroup"))
+PEERS_VARIABLES: Final = ("DLEDGER_PEERS", "DLEDGER_DLEGER_PEERS")
+GROUP_VARIABLES: Final = ("DLEDGER_GROUP", "DLEDGER_DLEGER_GROUP")
+"""As a node's configuration knows them; that is imported where a file has to be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,32 +106,48 @@ def resolve_target(peers: str | None, group: str | None, config_file: str | None
         click.UsageError: no peers from anywhere.
         ConfigError: the file is wrong.
     """
-    peers = peers or _from_environment(_PEERS_VARIABLES)
-    group = group or _from_environment(_GROUP_VARIABLES)
-    file_values: dict[str, object] = {}
+    peers = peers or _from_environment(PEERS_VARIABLES)
+    group = group or _from_environment(GROUP_VARIABLES)
+    file_values = _values_of_file(config_file) if config_file is not None else {}
     if config_file is not None:
-        loaded = load_values(SETTINGS, config_file, {}, {}, required=lambda _: False)
-        if loaded.problems:
-            raise ConfigError(sort_problems(loaded.problems))
-        file_values = loaded.values
-        members = file_values.get("peers")
-        if peers is None and isinstance(members, tuple):
-            peers = format_peers(members)
-        group = group or str(loaded.values.get("group", "default"))
-    if not peers and config_file is None:
-        from dledger.dev.state import DevState, data_directory
-
-        try:
-            dev = DevState.load(data_directory(None))
-        except DLedgerError:
-            dev = None  # damaged: `dledger dev` says so and what to do
-        if dev is not None and dev.running:
-            peers, group = dev.peers, group or dev.group
+        peers = peers or str(file_values["peers"])
+        group = group or str(file_values["group"])
+    elif not peers:
+        peers, found = _dev_group()
+        group = group or found
     if not peers:
         raise click.UsageError(
             "name the nodes: --peers n0-host:port;n1-host:port, DLEDGER_PEERS, or -c FILE; or start some: dledger dev"
         )
     return Target(peers, group or "default", resolve_tls(file_values), resolve_token())
+
+
+def _values_of_file(path: str) -> dict[str, object]:
+    """Return a node's settings by name; ``peers`` as text, empty if it has none.
+
+    Raises:
+        ConfigError: the file is wrong.
+    """
+    from dledger.config import SETTINGS, format_peers
+    from dledger.config.loader import load_values, sort_problems
+
+    loaded = load_values(SETTINGS, path, {}, {}, required=lambda _: False)
+    if loaded.problems:
+        raise ConfigError(sort_problems(loaded.problems))
+    members = loaded.values.get("peers")
+    peers = format_peers(members) if isinstance(members, tuple) else ""
+    return {"group": "default", **loaded.values, "peers": peers}
+
+
+def _dev_group() -> tuple[str, str]:
+    """Return peers and name of the dev group that runs in the usual folder; empty if none does."""
+    from dledger.dev.state import DevState, data_directory
+
+    try:
+        dev = DevState.load(data_directory(None))
+    except DLedgerError:
+        return "", ""  # damaged: `dledger dev` says so and what to do
+    return (dev.peers, dev.group) if dev is not None and dev.running else ("", "")
 
 
 def parse_overrides(items: Iterable[str]) -> dict[str, str]:

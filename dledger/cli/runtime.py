@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import signal
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from dledger.cli.exit_codes import ExitCode
 from dledger.cli.options import Target
+from dledger.cli.words import plain_words
 from dledger.errors import (
     ConfigError,
     DLedgerError,
@@ -25,14 +25,9 @@ from dledger.errors import (
 if TYPE_CHECKING:
     from dledger.client import LedgerClient
 
-__all__ = ["diagnose", "majority", "on_stop_signals", "plain_words", "report", "run", "until", "with_client"]
+__all__ = ["diagnose", "majority", "on_stop_signals", "report", "run", "until", "with_client"]
 
 _T = TypeVar("_T")
-
-_CONNECT_NOISE: Final = re.compile(
-    r"(?:\S+: )?(?:UNAVAILABLE: )?failed to connect to all addresses; last error: [A-Z_]+: \S+ "
-    r"Failed to connect to remote host: (?:connect: )?([^;()]+?)(?: \(\d+\))?(?=[;)]|$)"
-)
 
 _PERHAPS_NO_QUORUM = (
     UnavailableError,
@@ -104,11 +99,6 @@ async def _until_terminated(main: Coroutine[Any, Any, _T]) -> _T:
 def majority(count: int) -> int:
     """Return how many of ``count`` voters make a quorum."""
     return count // 2 + 1
-
-
-def plain_words(text: str) -> str:
-    """Return a message with gRPC's account of a refused connection cut to what was the matter."""
-    return _CONNECT_NOISE.sub(lambda match: match[1].strip().lower(), text)
 
 
 def report(error: BaseException) -> None:

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
-from typing import TYPE_CHECKING, Final, NoReturn
+from typing import TYPE_CHECKING
 
 import click
 
 from dledger.cli.exit_codes import ExitCode
 from dledger.cli.group_view import GroupView
-from dledger.cli.options import output_option, resolve_target, seconds, target_options
-from dledger.cli.runtime import run, with_client
-from dledger.cli.screen import Screen
-from dledger.errors import DLedgerError
+from dledger.cli.options import Target, output_option, resolve_target, seconds, target_options
 
 if TYPE_CHECKING:
     from dledger.client import LedgerClient
 
 __all__ = ["status"]
-
-_POLL_S: Final = 0.05
 
 
 @click.command()
@@ -49,58 +42,47 @@ def status(
     Exit code 0: there is a leader and a majority is up; 3: no quorum; 5: nobody reachable.
     """
     target = resolve_target(peers, group, config_file)
+    if wait is None and not watch:
+        view = _at_once(target)
+        if view is not None:
+            return _show(view, output)
+    from dledger.cli.runtime import run, with_client
+    from dledger.cli.status_watch import show_again_and_again, wait_for_leader
 
     async def body(client: LedgerClient) -> int:
         if wait is not None:
-            await _wait_for_leader(client, wait, target.group, nodes_up or 1, other_than)
+            await wait_for_leader(client, wait, target.group, nodes_up or 1, other_than)
         if watch:
-            await _show_again_and_again(client, target.group, output, max(every, _POLL_S))
-        view = GroupView(target.group, await client.status())
-        click.echo(_text(view, output))
-        if view.exit_code is ExitCode.UNREACHABLE:
-            click.echo("dledger: nobody reachable", err=True)
-        elif view.exit_code is ExitCode.NO_QUORUM:
-            click.echo(f"dledger: no quorum: {view.quorum} nodes and a leader among them are needed", err=True)
-        return view.exit_code
+            await show_again_and_again(client, target.group, lambda view: _text(view, output), output == "json", every)
+        return _show(GroupView(target.group, await client.status()), output)
 
     return run(with_client(target, body, timeout=1.0, session=False))
 
 
+def _at_once(target: Target) -> GroupView | None:
+    """Ask without loading gRPC, in a fifth of the time; None where that does not do (TLS, no token, other nodes)."""
+    if target.tls is not None:
+        return None
+    from dledger.client.bare_status import bare_status
+    from dledger.client.peers import parse_peers
+
+    nodes = bare_status(parse_peers(target.peers), target.group, target.token)
+    return None if nodes is None else GroupView(target.group, nodes)
+
+
+def _show(view: GroupView, output: str) -> ExitCode:
+    """Print the group, and on standard error what is wrong with it; returns the exit code."""
+    click.echo(_text(view, output))
+    if view.exit_code is ExitCode.UNREACHABLE:
+        click.echo("dledger: nobody reachable", err=True)
+    elif view.exit_code is ExitCode.NO_QUORUM:
+        click.echo(f"dledger: no quorum: {view.quorum} nodes and a leader among them are needed", err=True)
+    return view.exit_code
+
+
 def _text(view: GroupView, output: str) -> str:
-    return json.dumps(view.as_json(), ensure_ascii=False) if output == "json" else view.as_table()
+    if output != "json":
+        return view.as_table()
+    import json
 
-
-async def _show_again_and_again(client: LedgerClient, group: str, output: str, every: float) -> NoReturn:
-    """Draw the table in place on a terminal, else one below the other (JSON: a line each). Ends by Ctrl-C."""
-    with Screen() as screen:
-        while True:
-            text = _text(GroupView(group, await client.status()), output)
-            if output == "json":
-                click.echo(text)
-            else:
-                screen.draw(text)
-            await asyncio.sleep(every)
-
-
-async def _wait_for_leader(
-    client: LedgerClient, seconds_left: float, group: str, nodes_up: int, other_than: str | None
-) -> None:
-    """Return when a leader has committed in its own term (a linearizable read proves it) or the time is up.
-
-    ``nodes_up``: this many nodes must know of what was committed when the leader was first seen. ``other_than``: the
-    leader must be another node.
-    """
-    wanted: int | None = None
-    deadline = asyncio.get_running_loop().time() + seconds_left
-    while asyncio.get_running_loop().time() < deadline:
-        try:
-            committed = await client.commit_index()
-        except DLedgerError:
-            pass
-        else:
-            wanted = committed if wanted is None else wanted
-            view = GroupView(group, await client.status())
-            caught_up = sum(1 for row in view.rows if row.commit_index >= wanted)
-            if view.leader_id not in {None, other_than} and caught_up >= nodes_up:
-                return
-        await asyncio.sleep(_POLL_S)
+    return json.dumps(view.as_json(), ensure_ascii=False)

@@ -13,12 +13,12 @@ from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, TypeVar
 
-from dledger.client.client import DownNode, LedgerClient
+from dledger.client.client import LedgerClient
 from dledger.client.options import PipelineOptions
 from dledger.client.transport import Metadata
 from dledger.errors import StoppedError
 from dledger.security.access import ClientTls
-from dledger.types import AppendResult, BatchResult, Entry, NodeStatus, ReadMode
+from dledger.types import AppendResult, BatchResult, DownNode, Entry, NodeStatus, ReadMode
 
 __all__ = ["BlockingLedgerClient", "connect_blocking"]
 

@@ -6,7 +6,6 @@ import asyncio
 import random
 import warnings
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
 from types import TracebackType
 from typing import TypeVar
 
@@ -17,6 +16,7 @@ from dledger.client.peers import parse_peers
 from dledger.client.pipeline import AppendPipeline
 from dledger.client.reader import RangeReader
 from dledger.client.retry import call_with_retries
+from dledger.client.status_answer import STATUS_LIMIT_S
 from dledger.client.transport import Header, Metadata, closed_error
 from dledger.errors import (
     ConfigError,
@@ -30,25 +30,13 @@ from dledger.errors import (
 from dledger.raft.messages import EntryType
 from dledger.security.access import ClientTls, checked_token
 from dledger.storage.entry import iter_entries
-from dledger.types import AppendResult, BatchResult, Entry, NodeStatus, ReadMode
+from dledger.types import AppendResult, BatchResult, DownNode, Entry, NodeStatus, ReadMode
 
 __all__ = ["DownNode", "LedgerClient", "connect"]
-
-STATUS_LIMIT_S = 0.8
-"""A status is complete within a second, whoever is dead."""
 
 BEYOND_ANY_INDEX = 2**62
 
 _T = TypeVar("_T")
-
-
-@dataclass(frozen=True, slots=True)
-class DownNode:
-    """A node that gave no status, and why."""
-
-    node_id: str
-    address: str
-    reason: str
 
 
 def connect(

@@ -15,6 +15,7 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 from grpc import aio
 
+from dledger.client.status_answer import node_status
 from dledger.client.transport import (
     AppendAnswer,
     AppendBatch,
@@ -31,7 +32,7 @@ from dledger.rpc.options import NetworkOptions
 from dledger.security.access import ClientTls
 from dledger.security.tls import ChannelMaker
 from dledger.security.tokens import AUTHORIZATION
-from dledger.types import Entry, IndexRun, LogRun, NodeEvent, NodeStatus, PeerStatus, ReadMode
+from dledger.types import Entry, IndexRun, NodeStatus, ReadMode
 from dledger.v1 import admin_pb2, ledger_pb2
 
 __all__ = ["GrpcClientTransport", "ReadCall"]
@@ -177,7 +178,7 @@ class GrpcClientTransport:
         """Return the answer's header and what the node says of itself."""
         request = admin_pb2.StatusRequest(group=self._group)
         answer = await self._unary(address, _ADMIN + "Status", request, admin_pb2.StatusResponse, timeout)
-        return _header(answer.header), _status(answer, address)
+        return _header(answer.header), node_status(answer, address)
 
     async def transfer_leadership(self, address: str, target: str, timeout: float) -> tuple[Header, str]:
         """Return the answer's header and the new leader's id. ``target`` empty: the best follower."""
@@ -338,59 +339,3 @@ def _append_answer(answer: ledger_pb2.AppendBatchResponse) -> AppendAnswer:
 
 def _entry(entry: ledger_pb2.Entry) -> Entry:
     return Entry(entry.index, entry.term, entry.pos, EntryType(entry.type), entry.session_id, entry.body)
-
-
-def _status(answer: admin_pb2.StatusResponse, address: str) -> NodeStatus:
-    peers = tuple(
-        PeerStatus(
-            peer.node_id,
-            peer.address,
-            peer.connected,
-            peer.match_index,
-            peer.next_index,
-            peer.lag_entries,
-            peer.inflight_count,
-            peer.state,
-            peer.last_contact_ms,
-            dict(peer.sent),
-        )
-        for peer in answer.peers
-    )
-    return NodeStatus(
-        group=answer.group,
-        node_id=answer.node_id,
-        address=answer.address or address,
-        role=answer.role,
-        term=answer.term,
-        vote=answer.vote,
-        leader_id=answer.header.leader_id,
-        leader_address=answer.header.leader_address,
-        first_index=answer.first_index,
-        last_index=answer.last_index,
-        stable_index=answer.stable_index,
-        commit_index=answer.commit_index,
-        applied_index=answer.applied_index,
-        peers=peers,
-        store_path=answer.store_path,
-        store_type=answer.store_type,
-        flush_disk_type=answer.flush_disk_type,
-        store_bytes=answer.store_bytes,
-        disk_free_bytes=answer.disk_free_bytes,
-        disk_total_bytes=answer.disk_total_bytes,
-        uptime_ms=answer.uptime_ms,
-        version=answer.version,
-        pid=answer.pid,
-        pending_count=answer.pending_count,
-        pending_bytes=answer.pending_bytes,
-        session_count=answer.session_count,
-        role_since_ms=answer.role_since_ms,
-        fsync_p99_us=answer.fsync_p99_us,
-        note=answer.note,
-        append_p50_us=answer.append_p50_us,
-        append_p99_us=answer.append_p99_us,
-        election_left_ms=answer.election_left_ms,
-        election_timeout_ms=answer.election_timeout_ms,
-        tail=tuple(LogRun(run.first_index, run.term) for run in answer.tail),
-        truncated_count=answer.truncated_count,
-        events=tuple(NodeEvent(event.number, event.age_ms, event.name, dict(event.facts)) for event in answer.events),
-    )

@@ -132,10 +132,11 @@ class _Page:
         self._streams += 1
         try:
             yield b"retry: 1000\n" + _event("full", {**self._watcher.full(), "dev": self._actions is not None})
-            async for update in self._watcher.updates():
-                if self.closed:
-                    return
-                yield _event("now", update)
+            async with contextlib.aclosing(self._watcher.updates()) as updates:
+                async for update in updates:
+                    if self.closed:
+                        return
+                    yield _event("now", update)
         finally:
             self._streams -= 1
 

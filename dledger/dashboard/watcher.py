@@ -1,23 +1,26 @@
 """Asks every node five times a second what it is doing, each at its own pace, so that a hung one holds up no other.
 
+While nobody follows it asks once a second: enough for the last five minutes, which whoever comes wants to see.
+
 A process of its own, or at least no part of a node: it survives the kill that it shows. It only reads.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from dledger.cli.group_view import GroupView
-from dledger.cli.runtime import plain_words
+from dledger.cli.words import plain_words
 from dledger.dashboard.history import Event, History, Point, RateMeter
 from dledger.dashboard.sentences import MINOR, sentence
 from dledger.dashboard.view import group_json
 from dledger.errors import DLedgerError
-from dledger.types import NodeStatus
+from dledger.types import DownNode, NodeStatus
 
 if TYPE_CHECKING:
     from dledger.client.grpc_transport import GrpcClientTransport
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
 __all__ = ["Condition", "NodeView", "Watcher"]
 
 _POLL_S: Final = 0.2
+_IDLE_POLL_S: Final = 1.0
+"""While nobody follows."""
 _STATUS_LIMIT_S: Final = 0.5
 _POINT_S: Final = 1.0
 _ELECTION_EVENTS: Final = frozenset(
@@ -128,6 +133,8 @@ class Watcher:
         self._leaderless_since: float | None = None
         self._had_leader = False
         self._ticked = asyncio.Event()
+        self._followers = 0
+        self._followed = asyncio.Event()
         self._latest: dict[str, Any] = {}
         self._stopped = False
         self.failed: asyncio.Future[BaseException]
@@ -155,8 +162,6 @@ class Watcher:
 
     def group_view(self) -> GroupView:
         """Return the group as ``dledger status`` shows it."""
-        from dledger.client import DownNode  # noqa: PLC0415 - the module is imported by commands that need no gRPC
-
         return GroupView(
             self.group,
             [view.status or DownNode(view.node_id, view.address, view.reason) for view in self.views.values()],
@@ -166,6 +171,12 @@ class Watcher:
         """Who leads the highest term, as far as is known now."""
         return self.group_view().leader_id
 
+    async def refresh(self) -> None:
+        """Return when what is known of the nodes is no older than `_POLL_S` and an answer: at once, while somebody
+        follows."""
+        if not self._followers:
+            await asyncio.gather(*(self._look(view) for view in list(self.views.values())))
+
     def say(self, node: str, kind: str, text: str) -> None:
         """Add a sentence of somebody else's to the events."""
         self.history.say(time.time(), node, kind, text)
@@ -174,27 +185,50 @@ class Watcher:
         """Return the present and the last five minutes, for a page that has just connected."""
         return {**self._latest, **self.history.as_json()}
 
-    async def updates(self) -> AsyncIterator[dict[str, Any]]:
+    async def updates(self) -> AsyncGenerator[dict[str, Any], None]:
         """Yield the present at every tick, with the events since the last one. Ends when the watcher stops.
 
         A slow reader misses ticks, never events that are still kept.
         """
         number = self.history.events[-1].number if self.history.events else 0
         point = self.history.points[-1] if self.history.points else None
-        while not self._stopped:
-            await self._ticked.wait()
-            if self._stopped:
-                return
-            events = self.history.events_after(number)
-            number = events[-1].number if events else number
-            fresh = [p for p in self.history.points if point is None or p.t > point.t]
-            point = fresh[-1] if fresh else point
-            yield {
-                **self._latest,
-                "events": [_plain(event) for event in events],
-                "points": [_plain(p) for p in fresh],
-                "faults": self.history.faults_json(),
-            }
+        with self._followed_by_one_more():
+            while not self._stopped:
+                await self._ticked.wait()
+                if self._stopped:
+                    return
+                events = self.history.events_after(number)
+                number = events[-1].number if events else number
+                fresh = [p for p in self.history.points if point is None or p.t > point.t]
+                point = fresh[-1] if fresh else point
+                yield {
+                    **self._latest,
+                    "events": [_plain(event) for event in events],
+                    "points": [_plain(p) for p in fresh],
+                    "faults": self.history.faults_json(),
+                }
+
+    @contextlib.contextmanager
+    def _followed_by_one_more(self) -> Iterator[None]:
+        self._followers += 1
+        self._followed.set()
+        try:
+            yield
+        finally:
+            self._followers -= 1
+            if not self._followers:
+                self._followed.clear()
+
+    async def _rest(self, begun: float) -> None:
+        """Wait for the next look after the one that began at ``begun``; a first follower ends a long wait at once."""
+        now = asyncio.get_running_loop().time()
+        if self._followers:
+            await asyncio.sleep(max(0.0, begun + _POLL_S - now))
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(begun + _IDLE_POLL_S):
+                await asyncio.sleep(max(0.0, begun + _POLL_S - now))
+                await self._followed.wait()
 
     # ---------------------------------------------------------------- asking
 
@@ -211,7 +245,7 @@ class Watcher:
         while True:
             begun = loop.time()
             await self._look(view)
-            await asyncio.sleep(max(0.0, _POLL_S - (loop.time() - begun)))
+            await self._rest(begun)
 
     async def _look(self, view: NodeView) -> None:
         if self._transport is None:
@@ -285,7 +319,7 @@ class Watcher:
             }
             ticked, self._ticked = self._ticked, asyncio.Event()
             ticked.set()
-            await asyncio.sleep(max(0.0, _POLL_S - (loop.time() - begun)))
+            await self._rest(begun)
 
     def _follow_leader(self, now: float) -> None:
         """Remember since when who leads, and say how long nobody did."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import signal
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
@@ -54,6 +55,9 @@ class Keeper:
         self._seen: dict[str, str] = {}
         self._task: asyncio.Task[None] | None = None
         self._chaos: asyncio.Task[None] | None = None
+        self._chaos_ends = 0.0
+        self.verdict = ""
+        """What the last chaos run came to, in a line; empty while there was none."""
         self._do: Mapping[str, Callable[[str, str], Awaitable[str]]] = {
             "append": self._append,
             "transfer": self._transfer,
@@ -74,6 +78,12 @@ class Keeper:
     @property
     def chaos_running(self) -> bool:
         return self._chaos is not None and not self._chaos.done()
+
+    @property
+    def chaos_left_s(self) -> int:
+        """Seconds until no more faults come; 0 when the group is being healed, judged, or no chaos runs."""
+        left = self._chaos_ends - asyncio.get_running_loop().time()
+        return max(math.ceil(left), 0) if self.chaos_running else 0
 
     @property
     def has_report(self) -> bool:
@@ -161,7 +171,7 @@ class Keeper:
 
     # ---------------------------------------------------------------- actions
 
-    def _resolve(self, node: str) -> str:
+    async def _resolve(self, node: str) -> str:
         """Return the node id that ``leader`` or an id means now.
 
         Raises:
@@ -169,7 +179,10 @@ class Keeper:
             UnknownMemberError: there is no such node.
         """
         if node == "leader":
-            leader = self._watcher.leader() if self._watcher is not None else None
+            leader = None
+            if self._watcher is not None:
+                await self._watcher.refresh()
+                leader = self._watcher.leader()
             if leader is None:
                 raise UnavailableError("nobody leads at the moment")
             return leader
@@ -199,26 +212,26 @@ class Keeper:
         return words
 
     async def _transfer(self, node: str, _text: str) -> str:
-        target = None if node in {"", "leader"} else self._resolve(node)
+        target = None if node in {"", "leader"} else await self._resolve(node)
         leader = await self._client.transfer_leadership(target, timeout=_SUCCESSOR_S)
         return f"{leader} leads now"
 
     async def _kill(self, node: str, _text: str) -> str:
-        node_id = self._resolve(node)
+        node_id = await self._resolve(node)
         self._running(node_id)
         named = self._named(node_id)
         await self._group.kill(node_id)
         return f"killed {named}; resume {node_id} starts it again"
 
     async def _pause(self, node: str, _text: str) -> str:
-        node_id = self._resolve(node)
+        node_id = await self._resolve(node)
         self._running(node_id)
         named = self._named(node_id)
         self._group.pause(node_id)
         return f"paused {named}"
 
     async def _resume(self, node: str, _text: str) -> str:
-        node_id = self._resolve(node)
+        node_id = await self._resolve(node)
         if self._group.nodes[node_id].pid is None:
             await self._group.restart(node_id)
             return f"started {node_id} again"
@@ -229,7 +242,7 @@ class Keeper:
 
     async def _cut_off(self, node: str, _text: str) -> str:
         """Nothing passes between the node and the others, and nobody is told: what an unplugged cable does."""
-        node_id = self._resolve(node)
+        node_id = await self._resolve(node)
         named = self._named(node_id)
         others = [other for other in self._group.nodes if other != node_id]
         flows = [pair for other in others for pair in ((node_id, other), (other, node_id))]
@@ -240,7 +253,7 @@ class Keeper:
 
     async def _heal(self, node: str, _text: str) -> str:
         """Undo everything, of one node or (empty) of all: links, pauses, kills."""
-        chosen = [self._resolve(node)] if node else list(self._group.nodes)
+        chosen = [await self._resolve(node)] if node else list(self._group.nodes)
         done = []
         for node_id in chosen:
             if node_id in self._cut:
@@ -277,6 +290,8 @@ class Keeper:
             nodes=len(self._group.nodes),
             group=self._group.group,
         )
+        self.verdict = ""
+        self._chaos_ends = asyncio.get_running_loop().time() + options.duration_s
         self._chaos = asyncio.ensure_future(self._chaos_run(options))
         self._say("", "action", f"{options.duration_s:g} s of chaos begin, seed {options.seed}")
         return f"{options.duration_s:g} s of chaos, seed {options.seed}"
@@ -288,12 +303,14 @@ class Keeper:
             judgement = await asyncio.to_thread(judge_record, record)
             page = await asyncio.to_thread(render, record, judgement)
             self._report_path.write_text(page, encoding="utf-8")
-            self._say("", "action", " ".join(judgement.lines(record)[0].split()))
+            self.verdict = " ".join(judgement.lines(record)[0].split())
+            self._say("", "action", self.verdict)
             if not judgement.ok:
                 # The data of a failed run is evidence; the folder is kept by itself, unless somebody says --fresh.
                 self._say("", "fault", f"data kept in {self._group.directory}")
         except DLedgerError as error:
-            self._say("", "fault", f"chaos ended early: {error}")
+            self.verdict = f"chaos ended early: {error}"
+            self._say("", "fault", self.verdict)
 
     def say(self, event: Event) -> None:
         """Chaos tells what it does (``Observer``); what the watcher sees by itself is left out."""

@@ -252,7 +252,12 @@ class DevSession:
     async def _tell_extra(self) -> None:
         """Keep what the page shows beside the nodes up to date."""
         while True:
-            extra: dict[str, Any] = {"chaos": self.keeper.chaos_running, "report": self.keeper.has_report}
+            extra: dict[str, Any] = {
+                "chaos": self.keeper.chaos_running,
+                "chaos_left_s": self.keeper.chaos_left_s,
+                "verdict": self.keeper.verdict,
+                "report": self.keeper.has_report,
+            }
             if self.load is not None:
                 extra["load"] = self.load.as_json()
             self.watcher.extra.update(extra)

@@ -67,6 +67,24 @@ def ok(group: LocalGroup, *arguments: str, stdin: bytes = b"") -> str:
     return found.stdout.decode()
 
 
+def test_status_of_a_live_group_needs_no_grpc_and_says_the_same(group: LocalGroup) -> None:
+    """The question without gRPC is answered by real nodes, so that nothing falls back to the slow way unseen."""
+    found = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "dledger", "status", "-o", "json"],
+        capture_output=True,
+        cwd=REPOSITORY,
+        env=environment(group),
+        timeout=90,
+        check=True,
+        text=True,
+    )
+    loaded = {line.rpartition("|")[2].strip() for line in found.stderr.splitlines()}
+    assert "dledger.client.bare_call" in loaded
+    assert not {"grpc", "asyncio", "google.protobuf"} & loaded
+    through_grpc = json.loads(ok(group, "status", "-o", "json", "--wait", "10s"))
+    assert json.loads(found.stdout)["nodes"] and json.loads(found.stdout) == through_grpc
+
+
 def rows(text: str) -> list[dict]:
     return [json.loads(line) for line in text.splitlines()]
 

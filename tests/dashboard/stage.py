@@ -70,6 +70,7 @@ class Stage:
         self.nodes["n0"] = leading(nodes=nodes)
         self.conditions: dict[str, Condition] = {}
         self.asked: set[str] = set()
+        self.asks = 0
         self.closed = False
 
     def change(self, node_id: str, **changes: Any) -> None:
@@ -79,6 +80,7 @@ class Stage:
 
     async def status(self, address: str, timeout: float) -> tuple[Header, NodeStatus]:
         self.asked.add(address)
+        self.asks += 1
         found = self.nodes[f"n{int(address.rpartition(':')[2]) - 7000}"]
         if isinstance(found, str):
             raise UnavailableError(f"{address}: {found}")

@@ -5,23 +5,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_asyncio
 
+from dledger.dashboard.history import Point
 from dledger.dashboard.watcher import Condition
 from dledger.types import LogRun
-from tests.dashboard.stage import Stage, event, leading, status
+from tests.dashboard.stage import Stage, event, leading, status, watching
 
 playwright_api = pytest.importorskip(
     "playwright.async_api", reason="skipped: no playwright; pip install 'dledger[browser]'"
 )
 pytest.importorskip("uvicorn", reason="skipped: no uvicorn; pip install 'dledger[ui]'")
 
-from tests.dashboard.test_server import Actor, serving  # noqa: E402
+from tests.dashboard.test_server import Actor, serving, serving_watcher  # noqa: E402
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = [
@@ -362,3 +364,56 @@ async def test_the_broker_tab(browser: Any) -> None:
         assert (await page.text("#consumers tr:nth-child(2)")).split("\t")[-1] == "34"
         await page.page.click("#tab-group")
         assert await page.page.is_visible("#ring")
+
+
+async def test_chaos_counts_down_and_its_verdict_stands_there_in_the_end(browser: Any) -> None:
+    stage = Stage()
+    async with (
+        watching(stage) as watcher,
+        serving_watcher(watcher, Actor()) as server,
+        opened(browser, server.url, token="right-token") as page,
+    ):
+        assert await page.text("#chaos") == "30 s of chaos"
+        watcher.extra |= {"chaos": True, "chaos_left_s": 17, "verdict": ""}
+        await page.until("() => document.getElementById('chaos').textContent === '17 s of chaos left'")
+        assert await page.page.is_disabled("[data-act=kill]")
+        watcher.extra |= {"chaos_left_s": 0}
+        await page.until("() => document.getElementById('chaos').textContent.startsWith('healing')")
+        watcher.extra |= {"chaos": False, "verdict": "FAIL 100 acknowledged, 1 lost", "report": True}
+        await page.until("() => document.getElementById('outcome').textContent.startsWith('FAIL 100')")
+        assert await page.page.get_attribute("#outcome", "class") == "failed"
+        assert await page.text("#chaos") == "30 s of chaos"
+        assert await page.page.is_enabled("[data-act=kill]") and await page.page.is_visible("#report")
+
+
+async def test_a_page_that_nobody_sees_asks_for_nothing(browser: Any) -> None:
+    stage = Stage()
+    hide = (
+        "hidden => { Object.defineProperty(document, 'hidden', { value: hidden, configurable: true }); "
+        "document.dispatchEvent(new Event('visibilitychange')); }"
+    )
+    async with watching(stage) as watcher, serving_watcher(watcher) as server, opened(browser, server.url) as page:
+        await page.words("3 of 3 up")
+        await page.page.evaluate(hide, True)
+        await eventually(lambda: watcher._followers == 0)
+        stage.nodes["n2"] = "connection refused"
+        await eventually(lambda: "n2 does not answer" in [event.text for event in watcher.history.events])
+        assert "3 of 3 up" in await page.text("#words")
+        await page.page.evaluate(hide, False)
+        await page.words("2 of 3 up")
+        assert "n2 does not answer" in await page.text("#events"), "what it missed is there"
+
+
+@pytest.mark.parametrize(("age_s", "label"), [(0, "1 min ago"), (170, "3 min ago"), (250, "5 min ago")])
+async def test_charts_show_as_much_time_as_there_is(browser: Any, age_s: int, label: str) -> None:
+    async with watching(Stage()) as watcher, serving_watcher(watcher) as server:
+        watcher.history.points.appendleft(Point(time.time() - age_s, 5.0, None, None, {}, {}))
+        async with opened(browser, server.url) as page:
+            await page.until("want => document.querySelector('#charts svg').textContent.includes(want)", label)
+
+
+async def eventually(condition: Callable[[], bool]) -> None:
+    """Poll state that signals nothing until it is true."""
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 - what is waited for signals nothing
+            await asyncio.sleep(0.02)

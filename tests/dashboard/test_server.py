@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from dledger.dashboard.watcher import Watcher
 from dledger.dev.ports import claim
 from dledger.errors import UnavailableError
 from tests.dashboard.stage import HOST, Stage, watching
@@ -45,13 +46,18 @@ class Actor:
 
 @contextlib.asynccontextmanager
 async def serving(stage: Stage, actor: Actor | None = None, port: int = 0) -> AsyncIterator[PageServer]:
-    async with watching(stage) as watcher:
-        server = PageServer(watcher, claim(HOST, port), actor)
-        server.start()
-        try:
-            yield server
-        finally:
-            await server.stop()
+    async with watching(stage) as watcher, serving_watcher(watcher, actor, port) as server:
+        yield server
+
+
+@contextlib.asynccontextmanager
+async def serving_watcher(watcher: Watcher, actor: Actor | None = None, port: int = 0) -> AsyncIterator[PageServer]:
+    server = PageServer(watcher, claim(HOST, port), actor)
+    server.start()
+    try:
+        yield server
+    finally:
+        await server.stop()
 
 
 async def ask(

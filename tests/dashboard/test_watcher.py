@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import pytest
 
@@ -102,3 +103,28 @@ async def test_a_watcher_that_breaks_says_so() -> None:
         stage.nodes["n1"] = object()  # type: ignore[assignment]
         async with asyncio.timeout(10):
             assert isinstance(await watcher.failed, AttributeError)
+
+
+async def test_nodes_are_asked_less_often_while_nobody_follows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here: not at all after the first look, until somebody follows, and as before when he has gone."""
+    monkeypatch.setattr("dledger.dashboard.watcher._IDLE_POLL_S", 1000.0)
+    stage = Stage()
+    watcher = stage.watcher()
+    await watcher.start()
+    try:
+        async with asyncio.timeout(10):
+            await watcher._ticked.wait()
+            while stage.asks < 3:  # noqa: ASYNC110 - a turn of the loop, in which every node is asked
+                await asyncio.sleep(0)
+            assert stage.asks == 3
+            await watcher.refresh()
+            assert stage.asks == 6, "whoever acts on what is known can have it new"
+            stage.nodes["n1"] = "connection refused"
+            async with contextlib.aclosing(watcher.updates()) as updates:
+                async for now in updates:
+                    if now["health"] == "degraded":
+                        break
+            assert stage.asks > 6
+            assert watcher._followers == 0
+    finally:
+        await watcher.stop()

@@ -194,11 +194,11 @@ def test_what_cannot_be_done_is_said(dev: Dev, tmp_path: Path) -> None:
 
 
 def test_watching_in_the_terminal(dev: Dev) -> None:
-    pictures = dev.verb("top", "--count", "2", "--every", "1.2s").split("GROUP dev")[1:]
-    assert len(pictures) == 2
+    pictures = dev.verb("top", "--count", "4", "--every", "1.2s").split("GROUP dev")[1:]
+    assert len(pictures) == 4
     assert "3 of 3 up, tolerates 1 failure" in pictures[0]
-    rate = re.search(r"commits/s +([\d.]+)", pictures[1])
-    assert rate and 10 < float(rate[1]) < 200, "the load of 50/s is seen"
+    rates = [float(rate) for picture in pictures[1:] for rate in re.findall(r"commits/s +([\d.]+)", picture)]
+    assert any(10 < rate < 200 for rate in rates), f"the load of 50/s is not seen: {rates}"
     watch = subprocess.Popen(
         [sys.executable, "-m", "dledger", "status", "--watch", "--every", "0.1s"],
         cwd=dev.folder, env=ENV, stdout=subprocess.PIPE, text=True,

@@ -244,3 +244,11 @@ async def test_a_wrong_token_is_a_definite_answer_at_once(group, certs, tokens):
             with pytest.raises(AccessDeniedError):
                 await client.get(0)
         assert loop.time() - begun < 10
+
+
+async def test_the_status_without_grpc_leaves_nodes_with_tls_to_grpc(group, certs):
+    from dledger.client.bare_status import bare_status
+
+    nodes = group(1)
+    await start_all(nodes, certs)
+    assert await asyncio.to_thread(bare_status, {"n0": nodes.address("n0")}, "g") is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 
@@ -194,3 +195,19 @@ async def test_a_token_that_is_taken_away_stops_working(group, tokens):
         assert await code() is grpc.StatusCode.UNAUTHENTICATED
         tokens.write_text("nonsense\n")  # not taken: what was known last goes on
         assert await code() is grpc.StatusCode.UNAUTHENTICATED
+
+
+@pytest.mark.asyncio
+async def test_the_status_without_grpc_shows_its_token(group, tokens):
+    """Without one, or with a wrong one, gRPC is left to say so."""
+    from dledger.client.bare_status import bare_status
+
+    nodes = group(1)
+    await nodes.start("n0", tokensFile=str(tokens))
+    await nodes.wait_leader()
+    at = {"n0": nodes.address("n0")}
+    for token in (None, "wrong-token-01234567"):
+        assert await asyncio.to_thread(bare_status, at, "g", token) is None
+    for token in (READER, OPS):
+        found = await asyncio.to_thread(bare_status, at, "g", token)
+        assert found is not None and found[0].node_id == "n0"

@@ -10,7 +10,7 @@ from types import ModuleType
 import click
 import pytest
 
-from dledger.cli.main import cli
+from dledger.cli.root import cli
 from tests.shipping.console import REPOSITORY
 
 SCRIPT = REPOSITORY / "scripts" / "gen_cli_docs.py"

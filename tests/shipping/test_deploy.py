@@ -24,7 +24,7 @@ import click
 import pytest
 
 from dledger.cli.exit_codes import ExitCode
-from dledger.cli.main import cli
+from dledger.cli.root import cli
 from dledger.config import SETTINGS, DLedgerConfig
 from dledger.config.setting import environment_name
 from dledger.local_group import LocalGroup, free_ports

@@ -12,7 +12,7 @@ import click
 import pytest
 
 from broker_adapter.admin.commands import cli as mqadmin
-from dledger.cli.main import cli
+from dledger.cli.root import cli
 from tests.shipping.console import REPOSITORY, Step, console_steps, level, missing_line, run_page
 
 DOCS = REPOSITORY / "docs"

@@ -1,6 +1,6 @@
 // The page: one stream in, SVG and tables out. No library, nothing from elsewhere.
 
-const SPAN_S = 300, MAX_DOTS_PER_S = 6, TRAVEL_MS = 650, STALE_MS = 3000;
+const SPAN_S = 300, LEAST_SPAN_S = 60, MAX_DOTS_PER_S = 6, TRAVEL_MS = 650, STALE_MS = 3000;
 const KINDS = {
   AppendEntries: "entries", Heartbeat: "entries", TimeoutNow: "entries", ReadIndexResponse: "answer",
   AppendEntriesResponse: "answer", HeartbeatResponse: "answer", ReadIndexRequest: "answer",
@@ -12,7 +12,7 @@ const calm = matchMedia("(prefers-reduced-motion: reduce)");
 const narrow = matchMedia("(max-width: 30rem)");
 
 const token = new URLSearchParams(location.hash.slice(1)).get("token") || "";
-const state = { now: null, points: [], events: [], faults: [], dev: false, held: false, mark: null, heard: 0, terms: new Map() };
+const state = { now: null, points: [], events: [], faults: [], dev: false, held: false, mark: null, heard: 0, span: LEAST_SPAN_S, chaos: false };
 
 // ------------------------------------------------------------------ small things
 
@@ -53,8 +53,9 @@ const roleWords = (node) => {
 
 // ------------------------------------------------------------------ the stream
 
+let source = null;
 function connect() {
-  const source = new EventSource("/events");
+  source = new EventSource("/events");
   source.addEventListener("full", (message) => {
     const data = JSON.parse(message.data);
     Object.assign(state, { now: data, points: data.points, events: data.events, faults: data.faults, dev: data.dev && token !== "" });
@@ -85,6 +86,11 @@ function stale(text) {
   $("connection").className = "badge stale";
   say($("connection"), text);
 }
+// A page that nobody sees asks for nothing; the watcher keeps what it misses.
+document.addEventListener("visibilitychange", () => {
+  if (document.hidden) { source.close(); state.heard = 0; }
+  else if (source.readyState === EventSource.CLOSED) connect();
+});
 setInterval(() => { if (state.heard && performance.now() - state.heard > STALE_MS) stale("nothing heard, trying again"); }, 1000);
 
 function begin() {
@@ -326,14 +332,15 @@ function buildCharts() {
     chart.shades = make("g"); chart.lines = make("g");
     chart.top = make("text", { x: LEFT - 4, y: 11, "text-anchor": "end" });
     chart.mark = make("line", { class: "mark", y1: 4, y2: H - BOTTOM });
+    chart.from = make("text", { x: LEFT, y: H - 2 });
     svg.append(
       chart.shades, make("line", { x1: LEFT, x2: W, y1: H - BOTTOM, y2: H - BOTTOM, class: "grid" }), make("line", { x1: LEFT, x2: W, y1: 6, y2: 6, class: "grid" }),
-      make("text", { x: LEFT - 4, y: H - BOTTOM + 3, "text-anchor": "end" }, "0"), chart.top, make("text", { x: LEFT, y: H - 2 }, "5 min ago"),
+      make("text", { x: LEFT - 4, y: H - BOTTOM + 3, "text-anchor": "end" }, "0"), chart.top, chart.from,
       make("text", { x: W, y: H - 2, "text-anchor": "end" }, "now"), chart.lines, chart.mark,
     );
     svg.addEventListener("pointermove", (event) => {
       const box = svg.getBoundingClientRect(), share = ((event.clientX - box.left) / box.width * W - LEFT) / (W - LEFT);
-      state.mark = share >= 0 && state.now ? state.now.t - SPAN_S * (1 - share) : null;
+      state.mark = share >= 0 && state.now ? state.now.t - state.span * (1 - share) : null;
       drawCharts();
     });
     svg.addEventListener("pointerleave", () => { state.mark = null; drawCharts(); });
@@ -341,12 +348,20 @@ function buildCharts() {
     $("charts").append(figure);
   }
 }
-const chartX = (t) => LEFT + (W - LEFT) * (1 - (state.now.t - t) / SPAN_S);
+const chartX = (t) => LEFT + (W - LEFT) * (1 - (state.now.t - t) / state.span);
+
+// Up to five minutes, in whole minutes: what a young group has done would be a sliver at the right otherwise.
+function setSpan() {
+  const age = state.points.length ? state.now.t - state.points[0].t : 0;
+  state.span = Math.min(Math.max(Math.ceil(age / 60) * 60, LEAST_SPAN_S), SPAN_S);
+}
 
 function drawCharts() {
   const marked = state.mark == null ? state.points.at(-1) : state.points.reduce((best, p) => !best || Math.abs(p.t - state.mark) < Math.abs(best.t - state.mark) ? p : best, null);
+  setSpan();
   for (const chart of charts) {
     const series = chart.series();
+    say(chart.from, `${state.span / 60} min ago`);
     let highest = 0;
     for (const point of state.points) for (const [, value] of series) highest = Math.max(highest, value(point) ?? 0);
     const top = niceTop(highest), y = (v) => H - BOTTOM - (H - BOTTOM - 6) * Math.min(v / top, 1);
@@ -442,23 +457,27 @@ function drawControls() {
     target.replaceChildren(...ids.map((id) => { const option = html("option", "", id); option.value = id; return option; }));
     if (ids.includes(chosen)) target.value = chosen;
   }
-  for (const button of document.querySelectorAll("[data-act]")) button.disabled = Boolean(state.now.chaos);
+  const { chaos, chaos_left_s: left, verdict } = state.now, words = $("chaos");
+  for (const button of document.querySelectorAll("[data-act]")) button.disabled = Boolean(chaos);
+  say(words, !chaos ? "30 s of chaos" : left > 0 ? `${left} s of chaos left` : "healing, judging …");
+  if (state.chaos && !chaos && verdict) tell(verdict, !verdict.startsWith("PASS"));
+  state.chaos = Boolean(chaos);
   $("report").hidden = !state.now.report;
 }
 async function act(action, node = "", text = "") {
   if (!state.dev) return;
-  const outcome = $("outcome");
-  outcome.className = "";
-  say(outcome, `${action} …`);
+  tell(`${action} …`);
   try {
     const answer = await fetch("/act", { method: "POST", headers: { Authorization: `Bearer ${token}`, "Content-Type": "application/json" }, body: JSON.stringify({ action, node, text }) });
     const row = await answer.json();
-    outcome.className = row.error ? "failed" : "";
-    say(outcome, row.done || row.error);
+    tell(row.done || row.error, Boolean(row.error));
   } catch (error) {
-    outcome.className = "failed";
-    say(outcome, `${action}: ${error.message}`);
+    tell(`${action}: ${error.message}`, true);
   }
+}
+function tell(text, failed = false) {
+  $("outcome").className = failed ? "failed" : "";
+  say($("outcome"), text);
 }
 function hold() {
   state.held = !state.held;
