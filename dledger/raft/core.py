@@ -152,7 +152,8 @@ class RaftCore:
         self._verified_index = NO_INDEX  # follower: equal to the leader's log up to here, in this term
         self._leader_commit_index = NO_INDEX  # follower: the highest commit index told by the leader of this term
         self._caught_up_index = NO_INDEX  # follower: what it has to hold for the vote floor to go
-        self._recollection_id = 0  # follower: the read-index request by which a forgetful node asks for that
+        self._epoch = 0  # follower: the highest that its leader has named in this term
+        self._recollection_id = 0  # follower: the read-index request by which it asks for that
         self._recollection_due_ms = 0
         self._begins_the_log = False
         """Leader: elected when there was no entry at all, and no majority that remembers has acknowledged one yet. Only
@@ -456,6 +457,7 @@ class RaftCore:
             last_index=last_index,
             terms=self.log.runs_between(request.first_index, last_index),
             commit_index=self.commit_index,
+            epoch=progress.epoch,
         )
 
     def fetch_failed(self, request: SendEntries) -> None:
@@ -519,7 +521,7 @@ class RaftCore:
     def _compare_anew(self) -> None:
         """Nothing of this log has been compared with the log of a leader of this term."""
         self._verified_index = self._leader_commit_index = self._caught_up_index = NO_INDEX
-        self._recollection_id = self._recollection_due_ms = 0
+        self._recollection_id = self._recollection_due_ms = self._epoch = 0
 
     def _follower_role(self) -> Role:
         return Role.FOLLOWER if self.node_id in self.configuration.all_voters else Role.LEARNER
@@ -544,30 +546,16 @@ class RaftCore:
         self._ready.hard_state = state
 
     def _lower_vote_floor(self) -> None:
-        """Forget the floor once the log durably holds all that a live leader calls committed, itself of its own term.
+        """Forget the floor once the log durably holds what the leader answered to `_recollect`.
 
-        Such a leader knows every committed entry (§5.4, §8); a mere entry of its term proves nothing, because this node
-        may have acknowledged later ones of the same term. It has dropped what this node acknowledged and lost
-        (`_has_lost_entries`) before it could send what is missing, so nothing is committed by that any more.
-
-        A node that does not even know its terms any more cannot tell a live leader from one whose time is over: see
-        `_recollect`.
+        A leader that everybody has voted for, itself included, needs no answer: it has all that survived.
         """
         if self.hard_state.vote_floor is None:
             return
         if self.role is Role.LEADER:
             caught_up = self.log.term_at(self.stable_index) == self.term
-        elif self._is_forgetful:
-            caught_up = NO_INDEX < self._caught_up_index <= self._durable_match()
         else:
-            told = self._leader_commit_index
-            if (
-                self._caught_up_index == NO_INDEX
-                and told <= self._verified_index
-                and self.log.term_at(told) == self.term
-            ):
-                self._caught_up_index = told
-            caught_up = NO_INDEX < self._caught_up_index <= self.stable_index
+            caught_up = NO_INDEX < self._caught_up_index <= self._durable_match()
         if caught_up:
             self._event("vote_floor_cleared")
             # The leader's term is one of those that may have been forgotten: no vote for another in it.
@@ -582,20 +570,22 @@ class RaftCore:
     def _recollect(self) -> None:
         """Ask the leader, as a reader does, for an index that a majority of those that remember stand for *now*.
 
-        Whatever this node has acknowledged or voted for before it forgot, one of them knows of, and would not stand for
-        a leader that is behind it. Once this log holds that index, nothing is missing that anybody counts on.
+        Whatever this node has acknowledged or voted for in later terms, one of them knows of, and would not stand for a
+        leader that is behind it. What this leader or earlier ones have committed with entries that this node held is at
+        or below that index, because what it acknowledged before it asked counts no more (`PeerProgress.distrust`). So
+        once this log holds that index, nothing is missing that anybody counts on.
         """
-        if not self._is_forgetful or self.leader_id is None or self._now_ms < self._recollection_due_ms:
+        if self.hard_state.vote_floor is None or self.leader_id is None or self._now_ms < self._recollection_due_ms:
             return
         self._recollection_due_ms = self._now_ms + self.options.election_timeout_ms
         if not self._recollection_id:
             self._recollection_id = self._random.randint(1, _MAX_REQUEST_ID)
-        self._send(self.leader_id, ReadIndexRequest(self.node_id, self.term, self._recollection_id))
+        self._send(self.leader_id, ReadIndexRequest(self.node_id, self.term, self._recollection_id, recollects=True))
 
     def _recollected(self, read_index: int) -> None:
         self._caught_up_index = read_index
         self._lower_vote_floor()
-        if not self._is_forgetful:
+        if self.hard_state.vote_floor is None:
             self._acknowledge_append()  # what was acknowledged before counts from now on
 
     # ------------------------------------------------------------------ elections (§5.2, T§9.6)
@@ -815,7 +805,7 @@ class RaftCore:
 
     # ------------------------------------------------------------------ the follower's log (§5.3)
 
-    def _heard_from_leader(self, sender: NodeId) -> None:
+    def _heard_from_leader(self, sender: NodeId, epoch: int) -> None:
         if self.role is not Role.FOLLOWER or self.leader_id is None:
             if self.role is not Role.LEARNER:
                 self._set_role(Role.FOLLOWER, sender)
@@ -828,10 +818,11 @@ class RaftCore:
         self._leader_lost = False
         self._leader_contact_ms = self._now_ms
         self._reset_election_timer()
+        self._epoch = max(self._epoch, epoch)
         self._recollect()
 
     def _on_append_entries(self, message: AppendEntries) -> None:
-        self._heard_from_leader(message.sender)
+        self._heard_from_leader(message.sender, message.epoch)
         self._leader_commit_index = max(self._leader_commit_index, message.commit_index)
         previous = message.prev_log_index
         if previous < self.commit_index and message.last_index <= self.commit_index:
@@ -890,6 +881,7 @@ class RaftCore:
                     self._durable_match(),
                     self.log.last_index,
                     forgetful=self._is_forgetful,
+                    epoch=self._epoch,
                 ),
             )
 
@@ -912,11 +904,12 @@ class RaftCore:
                 conflict_term=conflict_term,
                 conflict_index=conflict_index,
                 forgetful=self._is_forgetful,
+                epoch=self._epoch,
             ),
         )
 
     def _on_heartbeat(self, message: Heartbeat) -> None:
-        self._heard_from_leader(message.sender)
+        self._heard_from_leader(message.sender, message.epoch)
         self._leader_commit_index = max(self._leader_commit_index, message.commit_index)
         self._follow_commit(min(message.commit_index, max(self._verified_index, self.commit_index)))
         self._lower_vote_floor()
@@ -931,6 +924,7 @@ class RaftCore:
                 # Not the log's end: an old tail that this leader has not replaced yet would hide what was lost.
                 last_index=max(self._verified_index, self.commit_index),
                 forgetful=self._is_forgetful,
+                epoch=self._epoch,
             ),
         )
 
@@ -968,6 +962,8 @@ class RaftCore:
         progress = self.progress[message.sender]
         progress.heard(self._now_ms)
         invariant(message.match_index <= self.log.last_index, "a follower matches entries that the leader lacks")
+        if message.epoch != progress.epoch:
+            return  # said before it lost something
         if message.success:
             if progress.acknowledge(message.match_index, forgetful=message.forgetful):
                 self._advance_commit()
@@ -1014,6 +1010,8 @@ class RaftCore:
         progress = self.progress[message.sender]
         progress.heard(self._now_ms)
         invariant(message.match_index <= self.log.last_index, "a follower matches entries that the leader lacks")
+        if message.epoch != progress.epoch:
+            return  # said before it lost something
         if progress.acknowledge(message.match_index, forgetful=message.forgetful):
             self._advance_commit()
             self._send_timeout_now_if_ready(message.sender)
@@ -1111,6 +1109,7 @@ class RaftCore:
                 commit_index=self.commit_index,
                 round=self._round,
                 sent_index=progress.next_index - 1 if progress.state is ReplicationState.REPLICATE else NO_INDEX,
+                epoch=progress.epoch,
             ),
         )
 
@@ -1233,8 +1232,11 @@ class RaftCore:
         if message.sender in self.progress:
             self.progress[message.sender].heard(self._now_ms)
         asked = (message.sender, message.request_id)
-        if all((read.origin, read.request_id) != asked for read in (*self._reads, *self._waiting_reads)):
-            self._leader_read(message.request_id, message.sender)
+        if any((read.origin, read.request_id) == asked for read in (*self._reads, *self._waiting_reads)):
+            return
+        if message.recollects and message.sender in self.progress:
+            self.progress[message.sender].distrust()  # first: what is read must not rest on what the sender has lost
+        self._leader_read(message.request_id, message.sender)
 
     def _refuse_read_request(self, message: ReadIndexRequest) -> None:
         self._send(message.sender, ReadIndexResponse(self.node_id, self.term, message.request_id, REFUSED_READ))

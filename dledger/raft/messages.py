@@ -154,6 +154,7 @@ class AppendEntries(Message):
     """Entries after ``prev_log_index`` (§5.3). ``last_index == prev_log_index``: no entries, a probe.
 
     ``terms`` are the runs of terms of the entries carried, the first run starting at ``prev_log_index + 1``.
+    ``epoch``: how often the receiver has lost what it had acknowledged in this term. Echoed: no older answer counts.
     """
 
     prev_log_index: int
@@ -163,6 +164,7 @@ class AppendEntries(Message):
     commit_index: int
     prev_chain_crc: int = 0
     payload: object = field(default=None, compare=False, repr=False)
+    epoch: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +172,7 @@ class AppendEntriesResponse(Message):
     """Success: durable and equal to the leader's log up to ``match_index``. Refusal: where to go on (§5.3, end).
 
     ``forgetful``: the sender may have voted in a later term, or acknowledged its entries, and know nothing of it.
+    ``epoch``: the highest that it has heard of its leader.
     """
 
     success: bool
@@ -179,6 +182,7 @@ class AppendEntriesResponse(Message):
     conflict_term: int = NO_TERM
     conflict_index: int = NO_INDEX
     forgetful: bool = False
+    epoch: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,12 +190,13 @@ class Heartbeat(Message):
     """Leadership goes on; ``commit_index`` is the leader's: the receiver follows it as far as it has verified its log.
 
     ``round`` numbers read-index rounds (thesis §6.4); ``sent_index`` is the last index sent on this link, so that the
-    answer shows whether something was lost on the way.
+    answer shows whether something was lost on the way. ``epoch``: as in `AppendEntries`.
     """
 
     commit_index: int
     round: int
     sent_index: int
+    epoch: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +204,7 @@ class HeartbeatResponse(Message):
     """What came of a heartbeat: both its numbers echoed, and how far the follower's log is known to match.
 
     ``match_index``: durably; ``last_index``: durable or not. What the follower has beyond is not this leader's yet.
-    ``forgetful``: as in `AppendEntriesResponse`.
+    ``forgetful``, ``epoch``: as in `AppendEntriesResponse`.
     """
 
     round: int
@@ -207,13 +212,19 @@ class HeartbeatResponse(Message):
     match_index: int
     last_index: int
     forgetful: bool = False
+    epoch: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class ReadIndexRequest(Message):
-    """A follower asks for an index to read at (thesis §6.4)."""
+    """A follower asks for an index to read at (thesis §6.4).
+
+    ``recollects``: it may have lost what it acknowledged; nothing of that counts from now on, and the index is what it
+    must hold to count in full again.
+    """
 
     request_id: int
+    recollects: bool = False
 
 
 @dataclass(frozen=True, slots=True)

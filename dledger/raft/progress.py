@@ -30,6 +30,7 @@ class PeerProgress:
     __slots__ = (
         "acked_round",
         "broken",
+        "epoch",
         "filling",
         "inflight",
         "inflight_bytes",
@@ -63,6 +64,7 @@ class PeerProgress:
         self.sent_commit = NO_INDEX
         self.acked_round = 0
         self.sworn_round = 0
+        self.epoch = 0  # answers of an older one were given before the peer lost something
 
     def heard(self, now_ms: int) -> None:
         """Something came from the peer."""
@@ -120,9 +122,16 @@ class PeerProgress:
         return rose
 
     def forget(self, match_index: int) -> None:
-        """The peer has lost what it acknowledged after ``match_index``: count that no longer."""
+        """The peer has lost what it acknowledged after ``match_index``: count that no longer, nor any older answer."""
         self.match_index = min(self.match_index, match_index)
         self.sworn_index = min(self.sworn_index, match_index)
+        self.epoch += 1
+
+    def distrust(self) -> None:
+        """The peer may have lost anything that it acknowledged: ask it again."""
+        self.sworn_index = NO_INDEX
+        self.epoch += 1
+        self.become_probe()
 
     def become_replicate(self) -> None:
         self.state = ReplicationState.REPLICATE

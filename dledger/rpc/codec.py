@@ -124,6 +124,7 @@ def _put_append(m: AppendEntries) -> dict[str, Any]:
         commit_index=m.commit_index,
         terms=[pb.TermRun(first_index=run.first_index, term=run.term) for run in m.terms],
         data=payload_data(m),
+        epoch=m.epoch,
     )
     return {"append_entries": body}
 
@@ -137,12 +138,14 @@ def _put_append_response(m: AppendEntriesResponse) -> dict[str, Any]:
         conflict_index=m.conflict_index,
         rejected_index=m.rejected_index,
         forgetful=m.forgetful,
+        epoch=m.epoch,
     )
     return {"append_entries_response": body}
 
 
 def _put_heartbeat(m: Heartbeat) -> dict[str, Any]:
-    return {"heartbeat": pb.Heartbeat(commit_index=m.commit_index, round=m.round, sent_index=m.sent_index)}
+    body = pb.Heartbeat(commit_index=m.commit_index, round=m.round, sent_index=m.sent_index, epoch=m.epoch)
+    return {"heartbeat": body}
 
 
 def _put_heartbeat_response(m: HeartbeatResponse) -> dict[str, Any]:
@@ -152,12 +155,13 @@ def _put_heartbeat_response(m: HeartbeatResponse) -> dict[str, Any]:
         match_index=m.match_index,
         last_index=m.last_index,
         forgetful=m.forgetful,
+        epoch=m.epoch,
     )
     return {"heartbeat_response": body}
 
 
 def _put_read_index_request(m: ReadIndexRequest) -> dict[str, Any]:
-    return {"read_index_request": pb.ReadIndexRequest(request_id=m.request_id)}
+    return {"read_index_request": pb.ReadIndexRequest(request_id=m.request_id, recollects=m.recollects)}
 
 
 def _put_read_index_response(m: ReadIndexResponse) -> dict[str, Any]:
@@ -243,6 +247,7 @@ def _get_append(sender: NodeId, term: int, body: pb.AppendEntries) -> AppendEntr
         body.commit_index,
         body.prev_chain_crc,
         parsed,
+        body.epoch,
     )
 
 
@@ -257,6 +262,7 @@ def _get_append_response(sender: NodeId, term: int, body: pb.AppendEntriesRespon
         _check(body.conflict_term, NO_TERM, "conflict_term"),
         _check(body.conflict_index, NO_INDEX, "conflict_index"),
         body.forgetful,
+        body.epoch,
     )
 
 
@@ -267,6 +273,7 @@ def _get_heartbeat(sender: NodeId, term: int, body: pb.Heartbeat) -> Heartbeat:
         _check(body.commit_index, NO_INDEX, "commit_index"),
         body.round,
         _check(body.sent_index, NO_INDEX, "sent_index"),
+        body.epoch,
     )
 
 
@@ -279,11 +286,12 @@ def _get_heartbeat_response(sender: NodeId, term: int, body: pb.HeartbeatRespons
         _check(body.match_index, NO_INDEX, "match_index"),
         _check(body.last_index, NO_INDEX, "last_index"),
         body.forgetful,
+        body.epoch,
     )
 
 
 def _get_read_index_request(sender: NodeId, term: int, body: pb.ReadIndexRequest) -> ReadIndexRequest:
-    return ReadIndexRequest(sender, term, body.request_id)
+    return ReadIndexRequest(sender, term, body.request_id, body.recollects)
 
 
 def _get_read_index_response(sender: NodeId, term: int, body: pb.ReadIndexResponse) -> ReadIndexResponse:

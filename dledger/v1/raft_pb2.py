@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x64ledger/v1/raft.proto\x12\ndledger.v1\",\n\x07TermRun\x12\x13\n\x0b\x66irst_index\x18\x01 \x01(\x03\x12\x0c\n\x04term\x18\x02 \x01(\x03\"\xaf\x01\n\x12RequestVoteRequest\x12\r\n\x05group\x18\x01 \x01(\t\x12\x0e\n\x06sender\x18\x02 \x01(\t\x12\x0e\n\x06target\x18\x03 \x01(\t\x12\x0c\n\x04term\x18\x04 \x01(\x03\x12\x16\n\x0elast_log_index\x18\x05 \x01(\x03\x12\x15\n\rlast_log_term\x18\x06 \x01(\x03\x12\x10\n\x08pre_vote\x18\x07 \x01(\x08\x12\x1b\n\x13leadership_transfer\x18\x08 \x01(\x08\"\xae\x01\n\x13RequestVoteResponse\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\r\n\x05group\x18\x02 \x01(\t\x12\x0e\n\x06sender\x18\x03 \x01(\t\x12\x0c\n\x04term\x18\x04 \x01(\x03\x12\x0f\n\x07granted\x18\x05 \x01(\x08\x12\x10\n\x08pre_vote\x18\x06 \x01(\x08\x12\x13\n\x0bprovisional\x18\x07 \x01(\x08\x12\x0e\n\x06reason\x18\x08 \x01(\t\x12\x14\n\x0crequest_term\x18\t \x01(\x03\"\xb2\x01\n\rAppendEntries\x12\x16\n\x0eprev_log_index\x18\x01 \x01(\x03\x12\x15\n\rprev_log_term\x18\x02 \x01(\x03\x12\x16\n\x0eprev_chain_crc\x18\x03 \x01(\x07\x12\x12\n\nlast_index\x18\x04 \x01(\x03\x12\x14\n\x0c\x63ommit_index\x18\x05 \x01(\x03\x12\"\n\x05terms\x18\x06 \x03(\x0b\x32\x13.dledger.v1.TermRun\x12\x0c\n\x04\x64\x61ta\x18\x07 \x01(\x0c\"\xab\x01\n\x15\x41ppendEntriesResponse\x12\x0f\n\x07success\x18\x01 \x01(\x08\x12\x13\n\x0bmatch_index\x18\x02 \x01(\x03\x12\x12\n\nlast_index\x18\x03 \x01(\x03\x12\x15\n\rconflict_term\x18\x04 \x01(\x03\x12\x16\n\x0e\x63onflict_index\x18\x05 \x01(\x03\x12\x16\n\x0erejected_index\x18\x06 \x01(\x03\x12\x11\n\tforgetful\x18\x07 \x01(\x08\"D\n\tHeartbeat\x12\x14\n\x0c\x63ommit_index\x18\x01 \x01(\x03\x12\r\n\x05round\x18\x02 \x01(\x03\x12\x12\n\nsent_index\x18\x03 \x01(\x03\"r\n\x11HeartbeatResponse\x12\r\n\x05round\x18\x01 \x01(\x03\x12\x12\n\nsent_index\x18\x02 \x01(\x03\x12\x13\n\x0bmatch_index\x18\x03 \x01(\x03\x12\x12\n\nlast_index\x18\x04 \x01(\x03\x12\x11\n\tforgetful\x18\x05 \x01(\x08\"&\n\x10ReadIndexRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\x03\";\n\x11ReadIndexResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\x03\x12\x12\n\nread_index\x18\x02 \x01(\x03\"\x0c\n\nTimeoutNow\"\xdf\x03\n\x0bRaftMessage\x12\r\n\x05group\x18\x01 \x01(\t\x12\x0e\n\x06sender\x18\x02 \x01(\t\x12\x0e\n\x06target\x18\x03 \x01(\t\x12\x0c\n\x04term\x18\x04 \x01(\x03\x12\x33\n\x0e\x61ppend_entries\x18\n \x01(\x0b\x32\x19.dledger.v1.AppendEntriesH\x00\x12\x44\n\x17\x61ppend_entries_response\x18\x0b \x01(\x0b\x32!.dledger.v1.AppendEntriesResponseH\x00\x12*\n\theartbeat\x18\x0c \x01(\x0b\x32\x15.dledger.v1.HeartbeatH\x00\x12;\n\x12heartbeat_response\x18\r \x01(\x0b\x32\x1d.dledger.v1.HeartbeatResponseH\x00\x12:\n\x12read_index_request\x18\x0e \x01(\x0b\x32\x1c.dledger.v1.ReadIndexRequestH\x00\x12<\n\x13read_index_response\x18\x0f \x01(\x0b\x32\x1d.dledger.v1.ReadIndexResponseH\x00\x12-\n\x0btimeout_now\x18\x10 \x01(\x0b\x32\x16.dledger.v1.TimeoutNowH\x00\x42\x06\n\x04\x62ody\":\n\tPeerHello\x12\r\n\x05group\x18\x01 \x01(\t\x12\x0e\n\x06sender\x18\x02 \x01(\t\x12\x0e\n\x06target\x18\x03 \x01(\t\";\n\x0bPeerWelcome\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0e\n\x06sender\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t2\xa0\x01\n\x0bRaftService\x12\x41\n\tReplicate\x12\x17.dledger.v1.RaftMessage\x1a\x17.dledger.v1.RaftMessage(\x01\x30\x01\x12N\n\x0bRequestVote\x12\x1e.dledger.v1.RequestVoteRequest\x1a\x1f.dledger.v1.RequestVoteResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x64ledger/v1/raft.proto\x12\ndledger.v1\",\n\x07TermRun\x12\x13\n\x0b\x66irst_index\x18\x01 \x01(\x03\x12\x0c\n\x04term\x18\x02 \x01(\x03\"\xaf\x01\n\x12RequestVoteRequest\x12\r\n\x05group\x18\x01 \x01(\t\x12\x0e\n\x06sender\x18\x02 \x01(\t\x12\x0e\n\x06target\x18\x03 \x01(\t\x12\x0c\n\x04term\x18\x04 \x01(\x03\x12\x16\n\x0elast_log_index\x18\x05 \x01(\x03\x12\x15\n\rlast_log_term\x18\x06 \x01(\x03\x12\x10\n\x08pre_vote\x18\x07 \x01(\x08\x12\x1b\n\x13leadership_transfer\x18\x08 \x01(\x08\"\xae\x01\n\x13RequestVoteResponse\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\r\n\x05group\x18\x02 \x01(\t\x12\x0e\n\x06sender\x18\x03 \x01(\t\x12\x0c\n\x04term\x18\x04 \x01(\x03\x12\x0f\n\x07granted\x18\x05 \x01(\x08\x12\x10\n\x08pre_vote\x18\x06 \x01(\x08\x12\x13\n\x0bprovisional\x18\x07 \x01(\x08\x12\x0e\n\x06reason\x18\x08 \x01(\t\x12\x14\n\x0crequest_term\x18\t \x01(\x03\"\xc1\x01\n\rAppendEntries\x12\x16\n\x0eprev_log_index\x18\x01 \x01(\x03\x12\x15\n\rprev_log_term\x18\x02 \x01(\x03\x12\x16\n\x0eprev_chain_crc\x18\x03 \x01(\x07\x12\x12\n\nlast_index\x18\x04 \x01(\x03\x12\x14\n\x0c\x63ommit_index\x18\x05 \x01(\x03\x12\"\n\x05terms\x18\x06 \x03(\x0b\x32\x13.dledger.v1.TermRun\x12\x0c\n\x04\x64\x61ta\x18\x07 \x01(\x0c\x12\r\n\x05\x65poch\x18\x08 \x01(\x03\"\xba\x01\n\x15\x41ppendEntriesResponse\x12\x0f\n\x07success\x18\x01 \x01(\x08\x12\x13\n\x0bmatch_index\x18\x02 \x01(\x03\x12\x12\n\nlast_index\x18\x03 \x01(\x03\x12\x15\n\rconflict_term\x18\x04 \x01(\x03\x12\x16\n\x0e\x63onflict_index\x18\x05 \x01(\x03\x12\x16\n\x0erejected_index\x18\x06 \x01(\x03\x12\x11\n\tforgetful\x18\x07 \x01(\x08\x12\r\n\x05\x65poch\x18\x08 \x01(\x03\"S\n\tHeartbeat\x12\x14\n\x0c\x63ommit_index\x18\x01 \x01(\x03\x12\r\n\x05round\x18\x02 \x01(\x03\x12\x12\n\nsent_index\x18\x03 \x01(\x03\x12\r\n\x05\x65poch\x18\x04 \x01(\x03\"\x81\x01\n\x11HeartbeatResponse\x12\r\n\x05round\x18\x01 \x01(\x03\x12\x12\n\nsent_index\x18\x02 \x01(\x03\x12\x13\n\x0bmatch_index\x18\x03 \x01(\x03\x12\x12\n\nlast_index\x18\x04 \x01(\x03\x12\x11\n\tforgetful\x18\x05 \x01(\x08\x12\r\n\x05\x65poch\x18\x06 \x01(\x03\":\n\x10ReadIndexRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\x03\x12\x12\n\nrecollects\x18\x02 \x01(\x08\";\n\x11ReadIndexResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\x03\x12\x12\n\nread_index\x18\x02 \x01(\x03\"\x0c\n\nTimeoutNow\"\xdf\x03\n\x0bRaftMessage\x12\r\n\x05group\x18\x01 \x01(\t\x12\x0e\n\x06sender\x18\x02 \x01(\t\x12\x0e\n\x06target\x18\x03 \x01(\t\x12\x0c\n\x04term\x18\x04 \x01(\x03\x12\x33\n\x0e\x61ppend_entries\x18\n \x01(\x0b\x32\x19.dledger.v1.AppendEntriesH\x00\x12\x44\n\x17\x61ppend_entries_response\x18\x0b \x01(\x0b\x32!.dledger.v1.AppendEntriesResponseH\x00\x12*\n\theartbeat\x18\x0c \x01(\x0b\x32\x15.dledger.v1.HeartbeatH\x00\x12;\n\x12heartbeat_response\x18\r \x01(\x0b\x32\x1d.dledger.v1.HeartbeatResponseH\x00\x12:\n\x12read_index_request\x18\x0e \x01(\x0b\x32\x1c.dledger.v1.ReadIndexRequestH\x00\x12<\n\x13read_index_response\x18\x0f \x01(\x0b\x32\x1d.dledger.v1.ReadIndexResponseH\x00\x12-\n\x0btimeout_now\x18\x10 \x01(\x0b\x32\x16.dledger.v1.TimeoutNowH\x00\x42\x06\n\x04\x62ody\":\n\tPeerHello\x12\r\n\x05group\x18\x01 \x01(\t\x12\x0e\n\x06sender\x18\x02 \x01(\t\x12\x0e\n\x06target\x18\x03 \x01(\t\";\n\x0bPeerWelcome\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0e\n\x06sender\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t2\xa0\x01\n\x0bRaftService\x12\x41\n\tReplicate\x12\x17.dledger.v1.RaftMessage\x1a\x17.dledger.v1.RaftMessage(\x01\x30\x01\x12N\n\x0bRequestVote\x12\x1e.dledger.v1.RequestVoteRequest\x1a\x1f.dledger.v1.RequestVoteResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,25 +38,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REQUESTVOTERESPONSE']._serialized_start=262
   _globals['_REQUESTVOTERESPONSE']._serialized_end=436
   _globals['_APPENDENTRIES']._serialized_start=439
-  _globals['_APPENDENTRIES']._serialized_end=617
-  _globals['_APPENDENTRIESRESPONSE']._serialized_start=620
-  _globals['_APPENDENTRIESRESPONSE']._serialized_end=791
-  _globals['_HEARTBEAT']._serialized_start=793
-  _globals['_HEARTBEAT']._serialized_end=861
-  _globals['_HEARTBEATRESPONSE']._serialized_start=863
-  _globals['_HEARTBEATRESPONSE']._serialized_end=977
-  _globals['_READINDEXREQUEST']._serialized_start=979
-  _globals['_READINDEXREQUEST']._serialized_end=1017
-  _globals['_READINDEXRESPONSE']._serialized_start=1019
-  _globals['_READINDEXRESPONSE']._serialized_end=1078
-  _globals['_TIMEOUTNOW']._serialized_start=1080
-  _globals['_TIMEOUTNOW']._serialized_end=1092
-  _globals['_RAFTMESSAGE']._serialized_start=1095
-  _globals['_RAFTMESSAGE']._serialized_end=1574
-  _globals['_PEERHELLO']._serialized_start=1576
-  _globals['_PEERHELLO']._serialized_end=1634
-  _globals['_PEERWELCOME']._serialized_start=1636
-  _globals['_PEERWELCOME']._serialized_end=1695
-  _globals['_RAFTSERVICE']._serialized_start=1698
-  _globals['_RAFTSERVICE']._serialized_end=1858
+  _globals['_APPENDENTRIES']._serialized_end=632
+  _globals['_APPENDENTRIESRESPONSE']._serialized_start=635
+  _globals['_APPENDENTRIESRESPONSE']._serialized_end=821
+  _globals['_HEARTBEAT']._serialized_start=823
+  _globals['_HEARTBEAT']._serialized_end=906
+  _globals['_HEARTBEATRESPONSE']._serialized_start=909
+  _globals['_HEARTBEATRESPONSE']._serialized_end=1038
+  _globals['_READINDEXREQUEST']._serialized_start=1040
+  _globals['_READINDEXREQUEST']._serialized_end=1098
+  _globals['_READINDEXRESPONSE']._serialized_start=1100
+  _globals['_READINDEXRESPONSE']._serialized_end=1159
+  _globals['_TIMEOUTNOW']._serialized_start=1161
+  _globals['_TIMEOUTNOW']._serialized_end=1173
+  _globals['_RAFTMESSAGE']._serialized_start=1176
+  _globals['_RAFTMESSAGE']._serialized_end=1655
+  _globals['_PEERHELLO']._serialized_start=1657
+  _globals['_PEERHELLO']._serialized_end=1715
+  _globals['_PEERWELCOME']._serialized_start=1717
+  _globals['_PEERWELCOME']._serialized_end=1776
+  _globals['_RAFTSERVICE']._serialized_start=1779
+  _globals['_RAFTSERVICE']._serialized_end=1939
 # @@protoc_insertion_point(module_scope)

@@ -143,6 +143,7 @@ class AppendEntries(_message.Message):
     COMMIT_INDEX_FIELD_NUMBER: _builtins.int
     TERMS_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
     prev_log_index: _builtins.int
     prev_log_term: _builtins.int
     prev_chain_crc: _builtins.int
@@ -151,6 +152,8 @@ class AppendEntries(_message.Message):
     commit_index: _builtins.int
     data: _builtins.bytes
     """entries in the format of the data files, contiguous, never across a segment boundary"""
+    epoch: _builtins.int
+    """How often the receiver has lost what it had acknowledged in this term; echoed, so that no answer of before counts."""
     @_builtins.property
     def terms(self) -> _containers.RepeatedCompositeFieldContainer[Global___TermRun]: ...
     def __init__(
@@ -163,10 +166,11 @@ class AppendEntries(_message.Message):
         commit_index: _builtins.int = ...,
         terms: _abc.Iterable[Global___TermRun] | None = ...,
         data: _builtins.bytes = ...,
+        epoch: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["commit_index", b"commit_index", "data", b"data", "last_index", b"last_index", "prev_chain_crc", b"prev_chain_crc", "prev_log_index", b"prev_log_index", "prev_log_term", b"prev_log_term", "terms", b"terms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["commit_index", b"commit_index", "data", b"data", "epoch", b"epoch", "last_index", b"last_index", "prev_chain_crc", b"prev_chain_crc", "prev_log_index", b"prev_log_index", "prev_log_term", b"prev_log_term", "terms", b"terms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -183,6 +187,7 @@ class AppendEntriesResponse(_message.Message):
     CONFLICT_INDEX_FIELD_NUMBER: _builtins.int
     REJECTED_INDEX_FIELD_NUMBER: _builtins.int
     FORGETFUL_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
     success: _builtins.bool
     match_index: _builtins.int
     """durable and equal to the leader's log up to here"""
@@ -198,6 +203,8 @@ class AppendEntriesResponse(_message.Message):
     """The sender may have voted in, or acknowledged entries of, a later term and know nothing of it: its folder was lost.
     Such an answer counts towards a majority only where every voter gives it.
     """
+    epoch: _builtins.int
+    """the highest that was heard in this term"""
     def __init__(
         self,
         *,
@@ -208,10 +215,11 @@ class AppendEntriesResponse(_message.Message):
         conflict_index: _builtins.int = ...,
         rejected_index: _builtins.int = ...,
         forgetful: _builtins.bool = ...,
+        epoch: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["conflict_index", b"conflict_index", "conflict_term", b"conflict_term", "forgetful", b"forgetful", "last_index", b"last_index", "match_index", b"match_index", "rejected_index", b"rejected_index", "success", b"success"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conflict_index", b"conflict_index", "conflict_term", b"conflict_term", "epoch", b"epoch", "forgetful", b"forgetful", "last_index", b"last_index", "match_index", b"match_index", "rejected_index", b"rejected_index", "success", b"success"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -224,21 +232,25 @@ class Heartbeat(_message.Message):
     COMMIT_INDEX_FIELD_NUMBER: _builtins.int
     ROUND_FIELD_NUMBER: _builtins.int
     SENT_INDEX_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
     commit_index: _builtins.int
     round: _builtins.int
     """read-index round: echoed"""
     sent_index: _builtins.int
     """last index that the leader has sent on this link: echoed"""
+    epoch: _builtins.int
+    """as in AppendEntries"""
     def __init__(
         self,
         *,
         commit_index: _builtins.int = ...,
         round: _builtins.int = ...,
         sent_index: _builtins.int = ...,
+        epoch: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["commit_index", b"commit_index", "round", b"round", "sent_index", b"sent_index"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["commit_index", b"commit_index", "epoch", b"epoch", "round", b"round", "sent_index", b"sent_index"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -253,12 +265,14 @@ class HeartbeatResponse(_message.Message):
     MATCH_INDEX_FIELD_NUMBER: _builtins.int
     LAST_INDEX_FIELD_NUMBER: _builtins.int
     FORGETFUL_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
     round: _builtins.int
     sent_index: _builtins.int
     match_index: _builtins.int
     last_index: _builtins.int
     forgetful: _builtins.bool
     """as in AppendEntriesResponse"""
+    epoch: _builtins.int
     def __init__(
         self,
         *,
@@ -267,10 +281,11 @@ class HeartbeatResponse(_message.Message):
         match_index: _builtins.int = ...,
         last_index: _builtins.int = ...,
         forgetful: _builtins.bool = ...,
+        epoch: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["forgetful", b"forgetful", "last_index", b"last_index", "match_index", b"match_index", "round", b"round", "sent_index", b"sent_index"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "forgetful", b"forgetful", "last_index", b"last_index", "match_index", b"match_index", "round", b"round", "sent_index", b"sent_index"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -281,15 +296,19 @@ class ReadIndexRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    RECOLLECTS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.int
+    recollects: _builtins.bool
+    """The sender may have lost what it acknowledged: nothing of that counts from now on, and the answer tells it what it must hold."""
     def __init__(
         self,
         *,
         request_id: _builtins.int = ...,
+        recollects: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["recollects", b"recollects", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -22,6 +22,7 @@ from dledger.raft.messages import (
 )
 from tests.raft.harness import (
     OPTIONS,
+    Node,
     World,
     accepted,
     append,
@@ -189,30 +190,42 @@ def test_a_node_behind_its_floor_is_no_transferee() -> None:
 # ---------------------------------------------------------------------- how the floor goes
 
 
-def test_the_floor_goes_when_all_that_a_live_leader_calls_committed_is_here() -> None:
+def read_answer(node: Node, index: int) -> ReadIndexResponse:
+    """What n1, leading term 3, answers to the node that asked what it must hold."""
+    return ReadIndexResponse("n1", 3, node.core._recollection_id, index)
+
+
+FLOORS = pytest.mark.parametrize("state", [WIPED, TORN], ids=["wiped", "torn"])
+
+
+@FLOORS
+def test_the_floor_goes_when_all_that_a_live_leader_calls_committed_is_here(state: HardState) -> None:
     """Not before: neither entries of older terms, nor entries of the leader's own term that are not the last, prove it."""
-    world = World(hard_states={"n0": TORN})
+    world = World(hard_states={"n0": state})
     node = world["n0"]
     node.step(heartbeat("n1", 3, commit=9))
+    node.step(read_answer(node, 9))
     node.step(append("n1", 3, (-1, -1), [1, 1, 2], commit=9))
     node.step(append("n1", 3, (2, 2), [3, 3], commit=9))
     assert node.core.commit_index == 4
     assert node.core.votes_provisionally  # it may have acknowledged 5 to 9 in this very term
-    assert node.disk_hard_state.vote_floor == TORN.vote_floor
+    assert node.disk_hard_state.vote_floor == state.vote_floor
     node.step(append("n1", 3, (4, 3), [3] * 5, commit=9))
     assert not node.core.votes_provisionally
     assert node.disk_hard_state == HardState(3, "n1")
     assert "vote_floor_cleared" in world.transcript()
 
 
-def test_a_leader_that_is_not_ready_clears_no_floor() -> None:
-    """Until an entry of its own term is committed, a leader may not know all that is (T§6.4)."""
-    world = World(hard_states={"n0": TORN})
+@FLOORS
+def test_a_leaders_own_word_clears_no_floor(state: HardState) -> None:
+    """It may be one whose time is over, or count on what this node has lost: only a confirmed read tells."""
+    world = World(hard_states={"n0": state})
     node = world["n0"]
-    node.step(heartbeat("n1", 3))
     node.step(append("n1", 3, (-1, -1), [1, 1, 2, 3], commit=1))
-    assert node.core.votes_provisionally
     node.step(heartbeat("n1", 3, commit=3))
+    assert node.core.commit_index == 3
+    assert node.core.votes_provisionally
+    node.step(read_answer(node, 3))
     assert not node.core.votes_provisionally
 
 
@@ -231,11 +244,13 @@ def test_heartbeats_tell_the_whole_commit_index() -> None:
     assert told["n2"].commit_index == 8
 
 
-def test_the_floor_goes_under_load() -> None:
+@FLOORS
+def test_the_floor_goes_under_load(state: HardState) -> None:
     """The leader's commit index runs ahead of this node's disk all the time: to have caught up once is enough."""
-    world = World(hard_states={"n0": TORN})
+    world = World(hard_states={"n0": state})
     node = world["n0"]
     node.step(heartbeat("n1", 3))
+    node.step(read_answer(node, 1))
     node.auto_persist = False
     node.step(append("n1", 3, (-1, -1), [3, 3], commit=1))
     node.start_write()
@@ -257,17 +272,19 @@ def test_the_floor_goes_under_the_next_leader_too() -> None:
     assert not node.core.votes_provisionally
 
 
-def test_the_floor_goes_only_once_the_entries_are_durable() -> None:
+@FLOORS
+def test_the_floor_goes_only_once_the_entries_are_durable(state: HardState) -> None:
     """What a power failure could take again proves nothing."""
-    world = World(hard_states={"n0": TORN})
+    world = World(hard_states={"n0": state})
     node = world["n0"]
     node.step(heartbeat("n1", 3))
+    node.step(read_answer(node, 0))
     node.auto_persist = False
     node.step(append("n1", 3, (-1, -1), [3], commit=0))
     assert node.core.votes_provisionally
     node.settle()
     assert not node.core.votes_provisionally
-    assert node.disk_hard_state.vote_floor == TORN.vote_floor
+    assert node.disk_hard_state.vote_floor == state.vote_floor
     node.settle()
     assert node.disk_hard_state.vote_floor is None
 
@@ -303,26 +320,63 @@ def test_a_wiped_node_half_filled_does_not_elect_a_lagging_one() -> None:
     assert [node.log[:41] for node in world.nodes.values()] == [leader.log[:41]] * 3
 
 
-def test_clearing_keeps_term_and_vote() -> None:
+@FLOORS
+def test_clearing_keeps_term_and_vote(state: HardState) -> None:
     """Three facts, one durable value."""
-    world = World(hard_states={"n0": TORN})
+    world = World(hard_states={"n0": state})
     node = world["n0"]
     node.step(vote_request("n1", 3, (4, 2)))
     node.step(append("n1", 3, (-1, -1), [1, 1, 2, 2, 2, 3], commit=5))
+    node.step(read_answer(node, 5))
     assert node.disk_hard_state == HardState(3, "n1")
 
 
-def test_acknowledgements_wait_for_the_cleared_floor_without_being_lost() -> None:
+@FLOORS
+def test_acknowledgements_wait_for_the_cleared_floor_without_being_lost(state: HardState) -> None:
     """The floor is part of the hard state: answers leave after it is durable, none is forgotten."""
-    world = World(hard_states={"n0": TORN})
+    world = World(hard_states={"n0": state})
     node = world["n0"]
     node.step(heartbeat("n1", 3))
+    node.step(read_answer(node, 0))
     node.auto_persist = False
     node.step(append("n1", 3, (-1, -1), [3], commit=0))
     assert world.sent_by("n0", node.settle) == []
     sent = world.sent_by("n0", node.settle)
     assert AppendEntriesResponse("n0", 3, True, 0, 0) in sent
     assert isinstance(world.step("n0", heartbeat("n1", 3))[0], HeartbeatResponse)
+
+
+def test_what_a_node_acknowledged_before_it_asked_does_not_count() -> None:
+    """It asks what it must hold, and a late answer of its former self arrives: nothing may be committed by that.
+
+    Else the index that it was told would be too low for what is committed with entries that it no longer has.
+    """
+    world = World(logs={f"n{at}": [1] for at in range(3)})
+    leader = make_leader(world)
+    term = leader.core.term
+    leader.propose(5)
+    index = leader.core.last_index
+    leader.step(ReadIndexRequest("n1", term, 9, recollects=True))
+    late = accepted("n1", term, index)
+    leader.step(late)
+    assert leader.core.commit_index < index
+    leader.step(replace(late, epoch=leader.core.progress["n1"].epoch))
+    assert leader.core.commit_index == index
+
+
+def test_a_late_answer_does_not_count_after_the_loss_was_noticed() -> None:
+    """Nor where the loss shows by a refusal, as of a follower whose tail went with the power."""
+    world = World(logs={f"n{at}": [1] for at in range(3)})
+    leader = make_leader(world)
+    term = leader.core.term
+    leader.propose(5)
+    index = leader.core.last_index
+    leader.step(accepted("n1", term, index - 2))
+    leader.peer_unreachable("n1")
+    leader.step(AppendEntriesResponse("n1", term, False, 0, 0, rejected_index=index - 2, conflict_index=1))
+    assert leader.core.progress["n1"].match_index == 0
+    leader.step(accepted("n1", term, index))
+    assert (leader.core.progress["n1"].match_index, leader.core.commit_index) == (0, index - 2)
 
 
 def test_a_leaders_floor_goes_with_its_first_entry() -> None:

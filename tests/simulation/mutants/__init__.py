@@ -187,10 +187,11 @@ MUTANTS: tuple[Mutant, ...] = (
         "a leader whose time is over, and a wiped node",
     ),
     _one(
-        "a forgetful node takes any leader's word",
+        "a wiped node takes any leader's word",
         CORE,
-        "        elif self._is_forgetful:\n            caught_up =",
-        "        elif self._is_forgetful and self.log.term_at(self._leader_commit_index) != self.term:\n            caught_up =",
+        "            caught_up = NO_INDEX < self._caught_up_index <= self._durable_match()\n",
+        "            told = self._leader_commit_index\n"
+        "            caught_up = NO_INDEX < told <= self._durable_match() and self.log.term_at(told) == self.term\n",
         "a leader whose time is over, and a wiped node",
     ),
     _one(
