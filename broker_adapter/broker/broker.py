@@ -21,6 +21,7 @@ from broker_adapter.broker.offsets import OffsetManager
 from broker_adapter.broker.pull import PullProcessor
 from broker_adapter.broker.query import QueryProcessor
 from broker_adapter.broker.registrar import MasterAddress, Registrar
+from broker_adapter.broker.relay import RelayProcessor
 from broker_adapter.broker.roles import (
     MASTER_STATE,
     UNKNOWN_BROKER_ID,
@@ -57,8 +58,6 @@ _UNSUPPORTED: Final[dict[int, str]] = {
     int(RequestCode.END_TRANSACTION): "transactions are not supported by this broker",
     int(RequestCode.CHECK_TRANSACTION_STATE): "transactions are not supported by this broker",
     int(RequestCode.UPDATE_BROKER_CONFIG): "settings are changed in the file; restart the broker",
-    324: "request-reply messages are not supported by this broker",
-    325: "request-reply messages are not supported by this broker",
     200050: "pop consumption is not supported by this broker; pull instead",
     200051: "pop consumption is not supported by this broker; pull instead",
     200053: "pop consumption is not supported by this broker; pull instead",
@@ -230,6 +229,7 @@ class Broker:
         self.pulls = PullProcessor(self.context)
         self.sends = SendProcessor(self.context)
         self.consumes = ConsumeProcessor(self.context)
+        self.relays = RelayProcessor(self.context)
         self.queries = QueryProcessor(self.context)
         self.manages = ManageProcessor(self.context, self.delay)
         self.slave_sync = SlaveSync(store, self._client)
@@ -417,7 +417,12 @@ class Broker:
         for code in (RequestCode.SEND_MESSAGE, RequestCode.SEND_MESSAGE_V2, RequestCode.SEND_BATCH_MESSAGE):
             register(code, sends.handle)
         register(RequestCode.CONSUMER_SEND_MSG_BACK, sends.send_back)
-        register(RequestCode.PULL_MESSAGE, pulls.handle)
+        for code in (RequestCode.PULL_MESSAGE, RequestCode.LITE_PULL_MESSAGE):
+            register(code, pulls.handle)
+        for code in (RequestCode.SEND_REPLY_MESSAGE, RequestCode.SEND_REPLY_MESSAGE_V2):
+            register(code, self.relays.reply)
+        register(RequestCode.GET_CONSUMER_RUNNING_INFO, self.relays.running_info)
+        register(RequestCode.CONSUME_MESSAGE_DIRECTLY, self.relays.consume_directly)
         register(RequestCode.HEART_BEAT, consumes.heartbeat)
         register(RequestCode.UNREGISTER_CLIENT, consumes.unregister)
         register(RequestCode.GET_CONSUMER_LIST_BY_GROUP, consumes.consumer_list)
@@ -442,6 +447,11 @@ class Broker:
         register(RequestCode.GET_ALL_DELAY_OFFSET, manages.all_delay_offsets)
         register(RequestCode.GET_ALL_SUBSCRIPTIONGROUP_CONFIG, manages.all_groups)
         register(RequestCode.GET_SYSTEM_TOPIC_LIST_FROM_BROKER, manages.system_topics)
+        register(RequestCode.GET_TOPIC_CONFIG, manages.topic_config)
+        register(RequestCode.GET_SUBSCRIPTIONGROUP_CONFIG, manages.group_config)
+        register(RequestCode.QUERY_TOPICS_BY_CONSUMER, manages.topics_of_group)
+        register(RequestCode.GET_BROKER_CONSUME_STATS, manages.all_consume_stats)
+        register(RequestCode.GET_ALL_PRODUCER_INFO, manages.all_producers)
         register(RequestCode.GET_TOPIC_STATS_INFO, manages.topic_stats)
         register(RequestCode.GET_CONSUME_STATS, manages.consume_stats)
         register(RequestCode.QUERY_TOPIC_CONSUME_BY_WHO, manages.topic_consumers)

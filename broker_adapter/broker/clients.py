@@ -219,6 +219,17 @@ class ClientTable:
         entry = self.consumers.get(group)
         return None if entry is None else entry.subscriptions.get(topic)
 
+    def producer(self, client_id: str) -> RemotingConnection | None:
+        """Return the connection of a producer by its client id, None where it is not here."""
+        groups = self.producers.values()
+        return next((c for clients in groups for c, info in clients.items() if info.client_id == client_id), None)
+
+    def consumer(self, group: str, client_id: str) -> RemotingConnection | None:
+        """Return the connection of a group's consumer by its client id, None where it is not here."""
+        entry = self.consumers.get(group)
+        clients = {} if entry is None else entry.clients
+        return next((c for c, info in clients.items() if info.client_id == client_id), None)
+
     def groups_of_topic(self, topic: str) -> list[str]:
         """Return the groups that subscribe to a topic now."""
         return sorted(name for name, entry in self.consumers.items() if topic in entry.subscriptions)

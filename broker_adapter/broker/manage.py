@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import fields
 from enum import Enum
 from typing import Any, Final
 
+from broker_adapter.broker.consume import monotonic_ms
 from broker_adapter.broker.context import BrokerContext, command_error, to_json_body
 from broker_adapter.broker.delay import DelayService
 from broker_adapter.broker.groups import SubscriptionGroup
@@ -180,6 +182,18 @@ class ManageProcessor:
         version = {"timestamp": timestamp, "counter": counter}
         return request.response(body=to_json_body({"dataVersion": version, "subscriptionGroupTable": table}))
 
+    def topic_config(self, request: RemotingCommand, _connection: RemotingConnection) -> RemotingCommand:
+        """GET_TOPIC_CONFIG (351), which 5.x's tools ask before they ask for anything else of a topic."""
+        return request.response(body=to_json_body(self._ctx.topics.require(request.text("topic")).to_json()))
+
+    def group_config(self, request: RemotingCommand, _connection: RemotingConnection) -> RemotingCommand:
+        """GET_SUBSCRIPTIONGROUP_CONFIG (352): one group's."""
+        name = request.text("group")
+        group = self._ctx.groups.get(name)
+        if group is None:
+            raise CommandError(ResponseCode.SUBSCRIPTION_GROUP_NOT_EXIST, f"subscription group [{name}] does not exist")
+        return request.response(body=to_json_body(group.to_json()))
+
     def system_topics(self, request: RemotingCommand, _connection: RemotingConnection) -> RemotingCommand:
         """GET_SYSTEM_TOPIC_LIST_FROM_BROKER (305)."""
         topics = sorted(name for name in self._ctx.topics.all() if self._ctx.topics.is_built_in(name))
@@ -209,7 +223,12 @@ class ManageProcessor:
             topics |= set(entry.subscriptions)
         if wanted:
             topics &= {wanted}
-        rows = []
+        return request.response(body=(await self._consume_rows(group, topics))[0].encode())
+
+    async def _consume_rows(self, group: str, topics: set[str]) -> tuple[str, int]:
+        """Return upstream's ConsumeStats of a group in some topics as JSON, and how far it is behind in all."""
+        ctx = self._ctx
+        rows, behind = [], 0
         for name in sorted(topics):
             topic = ctx.topics.get(name)
             if topic is None:
@@ -220,14 +239,58 @@ class ManageProcessor:
                 last = await ctx.store.message_store_time(name, queue_id, at - 1) if at > 0 else 0
                 value = f'{{"brokerOffset":{end},"consumerOffset":{at},"lastTimestamp":{max(last, 0)}}}'
                 rows.append(f"{_queue_json(ctx.config.broker_name, name, queue_id)}:{value}")
+                behind += max(end - at, 0)
         tps = ctx.stats.consume_tps(group, topics)
-        return request.response(body=f'{{"consumeTps":{tps:.2f},"offsetTable":{{{",".join(rows)}}}}}'.encode())
+        return f'{{"consumeTps":{tps:.2f},"offsetTable":{{{",".join(rows)}}}}}', behind
+
+    async def all_consume_stats(self, request: RemotingCommand, connection: RemotingConnection) -> RemotingCommand:
+        """GET_BROKER_CONSUME_STATS (317): consume_stats of every group that has offsets, a list a group."""
+        ctx = self._ctx
+        ordered_only = request.boolean_or("isOrder")
+        groups, total = [], 0
+        for group in sorted(ctx.groups.all()):
+            parts = []
+            for name in sorted({topic for topic, _ in ctx.offsets.of_group(group)}):
+                topic = ctx.topics.get(name)
+                if topic is not None and (topic.order or not ordered_only):
+                    part, behind = await self._consume_rows(group, {name})
+                    parts.append(part)
+                    total += behind
+            if parts:
+                groups.append(f"{{{json.dumps(group)}:[{','.join(parts)}]}}")
+        address = json.dumps(connection.local_address)
+        return request.response(
+            body=f'{{"brokerAddr":{address},"consumeStatsList":[{",".join(groups)}],"totalDiff":{total}}}'.encode()
+        )
 
     def topic_consumers(self, request: RemotingCommand, _connection: RemotingConnection) -> RemotingCommand:
         """QUERY_TOPIC_CONSUME_BY_WHO (300)."""
         topic = request.text("topic")
         groups = {*self._ctx.clients.groups_of_topic(topic), *self._ctx.offsets.groups_of_topic(topic)}
         return request.response(body=to_json_body({"groupList": sorted(groups)}))
+
+    def topics_of_group(self, request: RemotingCommand, _connection: RemotingConnection) -> RemotingCommand:
+        """QUERY_TOPICS_BY_CONSUMER (343): the topics in which a group has offsets."""
+        topics = {topic for topic, _ in self._ctx.offsets.of_group(request.text("group"))}
+        return request.response(body=to_json_body({"topicList": sorted(topics)}))
+
+    def all_producers(self, request: RemotingCommand, _connection: RemotingConnection) -> RemotingCommand:
+        """GET_ALL_PRODUCER_INFO (328): the producers of every group that are connected here."""
+        now = int(time.time() * 1000) - monotonic_ms()
+        table = {
+            group: [
+                {
+                    "clientId": client.client_id,
+                    "remoteIP": client.connection.remote_address,
+                    "language": client.language,
+                    "version": client.version,
+                    "lastUpdateTimestamp": now + client.last_update_ms,
+                }
+                for client in clients.values()
+            ]
+            for group, clients in self._ctx.clients.producers.items()
+        }
+        return request.response(body=to_json_body({"data": table}))
 
     def consumer_connections(self, request: RemotingCommand, _connection: RemotingConnection) -> RemotingCommand:
         """GET_CONSUMER_CONNECTION_LIST (203)."""
@@ -290,7 +353,7 @@ class ManageProcessor:
 
     def broker_config(self, request: RemotingCommand, _connection: RemotingConnection) -> RemotingCommand:
         """GET_BROKER_CONFIG (26): the effective settings as a properties file."""
-        return request.response(body=effective_properties(self._ctx.config).encode())
+        return request.response(body=(effective_properties(self._ctx.config) + _FIXED_PROPERTIES).encode())
 
     def ha_status(self, request: RemotingCommand, _connection: RemotingConnection) -> RemotingCommand:
         """GET_BROKER_HA_STATUS (907), 5.x's body."""
@@ -331,6 +394,11 @@ class ManageProcessor:
         body["roleNote"] = self._ctx.roles.note
         return request.response(body=to_json_body(body))
 
+
+_FIXED_PROPERTIES: Final = """filterServerNums=0
+useTLS=false
+"""
+"""What cannot be set here, and upstream's exportConfigs fails without."""
 
 _STATUS_FIELDS: Final = (
     "group",

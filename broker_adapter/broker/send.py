@@ -36,7 +36,7 @@ from broker_adapter.remoting.errors import CommandError
 from broker_adapter.store.api import PutMessageStatus, PutResult
 from dledger.errors import DLedgerError
 
-__all__ = ["SendProcessor", "put_answer"]
+__all__ = ["LONG_NAMES", "SHORT_NAMES", "SendProcessor", "put_answer"]
 
 _STATUS_CODES: Final = {
     PutMessageStatus.PUT_OK: (ResponseCode.SUCCESS, None),
@@ -64,11 +64,23 @@ _STATUS_CODES: Final = {
     PutMessageStatus.UNKNOWN_ERROR: (ResponseCode.SYSTEM_ERROR, "UNKNOWN_ERROR DEFAULT"),
 }
 
-_LONG: Final = (
-    "producerGroup", "topic", "defaultTopic", "defaultTopicQueueNums", "queueId", "sysFlag", "bornTimestamp", "flag",
-    "properties", "reconsumeTimes", "unitMode", "maxReconsumeTimes", "batch",
-)  # fmt: skip
-_SHORT: Final = tuple("abcdefghijklm")
+LONG_NAMES: Final = (
+    "producerGroup",
+    "topic",
+    "defaultTopic",
+    "defaultTopicQueueNums",
+    "queueId",
+    "sysFlag",
+    "bornTimestamp",
+    "flag",
+    "properties",
+    "reconsumeTimes",
+    "unitMode",
+    "maxReconsumeTimes",
+    "batch",
+)  # fmt: skip"""A send's header fields, in the order of their short names."""
+
+SHORT_NAMES: Final = tuple("abcdefghijklm")
 _MAX_RECONSUME: Final = 11
 _PLAIN_TYPES: Final = frozenset({str, int})
 _SEND_LONG: Final = int(RequestCode.SEND_MESSAGE)
@@ -80,6 +92,8 @@ _RETRY_TOPIC_PROPERTY: Final = b"RETRY_TOPIC"
 _ORIGIN_ID_PROPERTY: Final = b"ORIGIN_MESSAGE_ID"
 _WAIT_PROPERTY: Final = b"WAIT"
 _DEFAULT_DELAY_OFFSET: Final = 3
+_REPLY_TO_PROPERTY: Final = b"REPLY_TO_CLIENT"
+_CLUSTER_PROPERTY: Final = b"CLUSTER"
 
 
 @dataclass(slots=True)
@@ -102,7 +116,7 @@ class _Header:
 
 
 def _parse_header(request: RemotingCommand) -> _Header:
-    names = _LONG if request.code == _SEND_LONG else _SHORT
+    names = LONG_NAMES if request.code == _SEND_LONG else SHORT_NAMES
     values: list[Any] = [request.ext.get(name) for name in names]
     if values[_MAX_RECONSUME] is None:
         values[_MAX_RECONSUME] = -1
@@ -337,11 +351,15 @@ class SendProcessor:
         if header.batch and header.sys_flag & MessageSysFlag.COMPRESSED:
             body = self._inflate(body)
             header.sys_flag &= ~_COMPRESSION_BITS
+        properties = header.properties
+        if _REPLY_TO_PROPERTY in properties:
+            # Whoever answers a request finds the topic for replies by it. Upstream marks every message.
+            properties = set_property(properties, _CLUSTER_PROPERTY, self._ctx.config.broker_cluster_name.encode())
         message = Message(
             header.topic,
             body,
             queue_id,
-            header.properties,
+            properties,
             header.flag,
             header.sys_flag,
             header.born_timestamp,

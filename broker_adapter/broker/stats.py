@@ -41,6 +41,9 @@ class BrokerStats:
         self.held_pull_count = 0
         self.consumed: dict[tuple[str, str], int] = {}
         """(group, topic) → messages handed out to it."""
+        self._day = time.localtime().tm_yday
+        self._mornings = ((0, 0), (0, 0))
+        """(put, got) when yesterday and when today began, as far as this process was there."""
         self._samples: deque[tuple[float, int, int, int]] = deque()
         self._consumed: deque[tuple[float, dict[tuple[str, str], int]]] = deque()
         self.sample()
@@ -50,6 +53,10 @@ class BrokerStats:
         now = time.monotonic()
         if self._samples and now - self._samples[-1][0] < _MIN_STEP_S:
             return
+        day = time.localtime().tm_yday
+        if day != self._day:
+            self._day = day
+            self._mornings = (self._mornings[1], (self.put_count, self.get_count))
         self._samples.append((now, self.put_count, self.get_found_count, self.get_count))
         self._consumed.append((now, dict(self.consumed)))
         while len(self._samples) > 2 and now - self._samples[1][0] >= _WINDOW_S:
@@ -76,17 +83,24 @@ class BrokerStats:
     def to_runtime(self) -> dict[str, str]:
         """Return the rows of brokerStatus that come from here, upstream's names first."""
         rates = self.rates()
+        yesterday, today = self._mornings
         return {
             "bootTimestamp": str(self.boot_timestamp_ms),
             "putTps": f"{rates.put:.2f}",
             "getTotalTps": f"{rates.get:.2f}",
             "getFoundTps": f"{rates.get:.2f}",
             "getTransferedTps": f"{rates.transferred:.2f}",
+            "getTransferredTps": f"{rates.transferred:.2f}",
+            "msgPutTotalYesterdayMorning": str(yesterday[0]),
+            "msgPutTotalTodayMorning": str(today[0]),
+            "msgGetTotalYesterdayMorning": str(yesterday[1]),
+            "msgGetTotalTodayMorning": str(today[1]),
             "msgPutTotalTodayNow": str(self.put_count),
             "msgGetTotalTodayNow": str(self.get_count),
             "putMessageTimesTotal": str(self.put_count),
             "putMessageFailedTimesTotal": str(self.put_failed_count),
             "putMessageSizeTotal": str(self.put_bytes),
+            "putMessageAverageSize": f"{self.put_bytes / max(self.put_count, 1):.1f}",
             "getMessageSizeTotal": str(self.get_bytes),
             "sendBackTotal": str(self.send_back_count),
             "deadLetterTotal": str(self.dead_letter_count),

@@ -29,6 +29,9 @@ __all__ = [
 DEFAULT_TOPIC: Final = "TBW102"
 RETRY_PREFIX: Final = "%RETRY%"
 DLQ_PREFIX: Final = "%DLQ%"
+REPLY_SUFFIX: Final = "_REPLY_TOPIC"
+"""The topic of a cluster's replies: its name and this."""
+
 PERM_INHERIT: Final = 1
 PERM_WRITE: Final = 2
 PERM_READ: Final = 4
@@ -122,7 +125,10 @@ def _built_in(config: BrokerConfig) -> dict[str, TopicConfig]:
         TopicConfig(config.broker_name, 1, 1, PERM_INHERIT | (both if config.broker_topic_enable else 0)),
         TopicConfig("OFFSET_MOVED_EVENT", 1, 1),
         TopicConfig(SCHEDULE_TOPIC, 18, 18),
+        TopicConfig(config.broker_cluster_name + REPLY_SUFFIX, 1, 1),
     ]
+    if config.trace_topic_enable:
+        topics.append(TopicConfig(config.trace_topic_name, 1, 1))
     if config.auto_create_topic_enable:
         count = config.default_topic_queue_count
         topics.append(TopicConfig(DEFAULT_TOPIC, count, count, PERM_INHERIT | both))

@@ -295,6 +295,12 @@ class BrokerConfig:
     )
     region_id: str = field(default="DefaultRegion", metadata=_row("regionId", "Told to producers."))
     trace_on: bool = field(default=True, metadata=_row("traceOn", "Told to producers."))
+    trace_topic_enable: bool = field(
+        default=False, metadata=_row("traceTopicEnable", "Have msgTraceTopicName from the start; Go's client needs it.")
+    )
+    trace_topic_name: str = field(
+        default="RMQ_SYS_TRACE_TOPIC", metadata=_row("msgTraceTopicName", "Where clients' message traces go.")
+    )
     promotion_wait_ms: int = field(
         default=10_000,
         metadata=_row(

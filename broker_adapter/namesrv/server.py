@@ -71,6 +71,7 @@ class NameServer:
             RequestCode.DELETE_TOPIC_IN_NAMESRV: self._delete_topic,
             RequestCode.GET_TOPICS_BY_CLUSTER: self._topics_by_cluster,
             RequestCode.GET_SYSTEM_TOPIC_LIST_FROM_NS: self._system_topics,
+            RequestCode.GET_NAMESRV_CONFIG: self._config,
         }.items():
             self._server.register(code, handler)
 
@@ -220,6 +221,18 @@ class NameServer:
 
     def _system_topics(self, request: RemotingCommand, _connection: RemotingConnection) -> RemotingCommand:
         return self._topic_list(request, self.routes.system_topics())
+
+    def _config(self, request: RemotingCommand, _connection: RemotingConnection) -> RemotingCommand:
+        """GET_NAMESRV_CONFIG (319): the settings as a properties file, upstream's names."""
+        options = self.options
+        lines = (
+            f"listenPort={self.port}",
+            f"bindAddress={options.host or '0.0.0.0'}",
+            f"kvConfigPath={options.kv_config_path or ''}",
+            f"scanNotActiveBrokerInterval={options.scan_interval_ms}",
+            f"brokerChannelExpiredTime={options.broker_timeout_ms}",
+        )
+        return request.response(body="".join(f"{line}\n" for line in lines).encode())
 
     def _delete_topic(self, request: RemotingCommand, _connection: RemotingConnection) -> RemotingCommand:
         cluster = request.text_or("clusterName")

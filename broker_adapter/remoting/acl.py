@@ -68,6 +68,7 @@ _ADMIN_CODES: Final = frozenset(
         int(RequestCode.UPDATE_AND_CREATE_SUBSCRIPTIONGROUP),
         int(RequestCode.DELETE_SUBSCRIPTIONGROUP),
         int(RequestCode.INVOKE_BROKER_TO_RESET_OFFSET),
+        int(RequestCode.CONSUME_MESSAGE_DIRECTLY),
     }
 )
 
@@ -292,7 +293,7 @@ def _needs(request: RemotingCommand) -> list[tuple[str, int]]:
             return [(topic, _SUB if topic.startswith(_RETRY) else _PUB)]
         case RequestCode.CONSUMER_SEND_MSG_BACK:
             return [(_RETRY + text("group"), _SUB)]
-        case RequestCode.PULL_MESSAGE:
+        case RequestCode.PULL_MESSAGE | RequestCode.LITE_PULL_MESSAGE:
             return [(text("topic"), _SUB), (_RETRY + text("consumerGroup"), _SUB)]
         case RequestCode.QUERY_MESSAGE:
             return [(text("topic"), _SUB)]

@@ -527,7 +527,7 @@ async def test_queries(tmp_path: Path) -> None:
 @pytest.mark.asyncio
 async def test_what_is_not_there_says_so(tmp_path: Path) -> None:
     async with started(tmp_path) as setup:
-        for code in (37, 324, 200050, 25, 9999):
+        for code in (37, 306, 200050, 25, 9999):
             answer = await setup.client.ask(code)
             assert answer.code == ResponseCode.REQUEST_CODE_NOT_SUPPORTED
             assert answer.remark

@@ -1,28 +1,26 @@
 """Real clients in environments of their own, and a real group of processes for them to talk to.
 
-The clients come from PyPI and npm, into ``.venv-interop-*`` folders that stay for the next run. Where a registry does
-not answer, the tests that need it are skipped and say so.
+The clients come from PyPI, npm, Maven Central and the Go module proxy, into ``.venv-interop-*`` folders that stay for the
+next run. Where a registry does not answer, the tests that need it are skipped and say so.
 """
 
 from __future__ import annotations
 
-import contextlib
+import hashlib
 import json
 import os
-import queue
 import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.broker.harness import HOST, free_ports
+from tests.interop.driver import Driver, Process
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
@@ -69,58 +67,6 @@ def node_modules() -> str:
     return str(home / "node_modules")
 
 
-class Process:
-    """A child that talks JSON lines; its lines collect in `lines`."""
-
-    def __init__(self, command: list[str], env: dict[str, str], log: Path) -> None:
-        self._log = log.open("ab")
-        self.child = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, env=env, cwd=REPOSITORY
-        )
-        self.lines: list[dict[str, Any]] = []
-        self._fresh: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    def _read(self) -> None:
-        assert self.child.stdout is not None
-        for line in self.child.stdout:
-            # The C++ client prints to standard output too.
-            with contextlib.suppress(ValueError):
-                value = json.loads(line)
-                if isinstance(value, dict):
-                    if "ready" not in value:
-                        self.lines.append(value)
-                    self._fresh.put(value)
-
-    def next(self, timeout_s: float = 60) -> dict[str, Any]:
-        return self._fresh.get(timeout=timeout_s)
-
-    def ask(self, **wish: Any) -> dict[str, Any]:
-        assert self.child.stdin is not None
-        self.child.stdin.write(json.dumps(wish).encode() + b"\n")
-        self.child.stdin.flush()
-        return self.next()
-
-    def end(self, timeout_s: float = 40) -> None:
-        """Close its input and wait; a client library that hangs at its end is ended."""
-        if self.child.poll() is None:
-            with contextlib.suppress(OSError, ValueError):
-                assert self.child.stdin is not None
-                self.child.stdin.close()
-            try:
-                self.child.wait(timeout_s)
-            except subprocess.TimeoutExpired:
-                self.child.kill()
-                self.child.wait()
-        self._reader.join(10)
-        for pipe in (self.child.stdin, self.child.stdout):
-            if pipe is not None:
-                with contextlib.suppress(OSError):
-                    pipe.close()
-        self._log.close()
-
-
 class RealGroup:
     """mqnamesrv and three mqbrokers as processes. ``beside``: another group, whose name server is used."""
 
@@ -157,6 +103,7 @@ mappedFileSizeConsumeQueue=20000
 maxHashSlotNum=10000
 maxIndexNum=40000
 messageDelayLevel=1s 1s 1s 2s 2s 2s
+traceTopicEnable=true
 {self._more_settings}
 """,
                 encoding="utf-8",
@@ -209,6 +156,11 @@ messageDelayLevel=1s 1s 1s 2s 2s 2s
         child = self._children[f"n{number}"]
         child.send_signal(signal.SIGKILL)
         child.wait()
+
+    @property
+    def any_broker(self) -> str:
+        """Address of a broker, the master or not."""
+        return f"{HOST}:{self.ports[0]}"
 
     def create_topic(self, topic: str, queues: int = 4) -> None:
         size = ("-r", str(queues), "-w", str(queues))
@@ -291,3 +243,79 @@ def clients(request: pytest.FixtureRequest) -> Clients:
     found = request.getfixturevalue(request.param)
     assert isinstance(found, Clients)
     return found
+
+
+# ---------------------------------------------------------------------- Java and Go: programs of ours on their clients
+
+JAVA_VERSIONS = ("4.9.8", "5.3.3")
+"""The last of 4.x, whose protocol this is, and one of 5.x, which still speaks it."""
+
+_DEPENDENCY_PLUGIN = "org.apache.maven.plugins:maven-dependency-plugin:3.6.1"
+_TOOLS_LOGGING = '<configuration><root level="OFF"/></configuration>\n'
+
+
+def _missing(*programs: str) -> None:
+    for program in programs:
+        if shutil.which(program) is None:
+            pytest.skip(f"{program} is not installed")
+
+
+def _built(home: Path, sources: list[Path], *commands: list[str], cwd: Path | None = None) -> None:
+    """Run commands unless they have run for these sources before; skips where they fail."""
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
+    marker = home / "built-from"
+    if marker.exists() and marker.read_text(encoding="utf-8") == digest:
+        return
+    home.mkdir(parents=True, exist_ok=True)
+    for command in commands:
+        try:
+            _run(*command, cwd=cwd)
+        except subprocess.CalledProcessError as error:
+            said = (error.stderr + error.stdout).decode("utf-8", "replace").strip().splitlines()
+            pytest.skip(f"{' '.join(command[:3])} failed: {said[-1:]}; see {home}")
+        except (subprocess.SubprocessError, OSError) as error:
+            pytest.skip(f"{' '.join(command[:3])} failed: {error}")
+    marker.write_text(digest, encoding="utf-8")
+
+
+def _java_home(version: str) -> Path:
+    """The folder with the client's jars and our driver compiled against them."""
+    _missing("java", "javac", "mvn")
+    home = REPOSITORY / f".venv-interop-java-{version}"
+    pom, source = HERE / "java" / "pom.xml", HERE / "java" / "Driver.java"
+    fetch = [
+        "mvn", "-q", "-B", "-f", str(pom), f"-Drocketmq.version={version}",
+        f"{_DEPENDENCY_PLUGIN}:copy-dependencies", f"-DoutputDirectory={home / 'jars'}",
+    ]  # fmt: skip
+    _built(home / "jars", [pom], fetch)
+    compile_ = ["javac", "-nowarn", "-d", str(home / "classes"), "-cp", f"{home / 'jars'}/*", str(source)]
+    _built(home / "classes", [pom, source], compile_)
+    return home
+
+
+def java_driver(version: str, group: RealGroup, *options: str) -> Driver:
+    """Start Apache's Java client. ``options``: for the virtual machine."""
+    home = _java_home(version)
+    # It logs below user.home; its admin tools read their logging's settings from rocketmq.home.dir.
+    (group.root / "conf").mkdir(exist_ok=True)
+    (group.root / "conf" / "logback_tools.xml").write_text(_TOOLS_LOGGING, encoding="utf-8")
+    command = [
+        "java", "-Xmx256m", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC",
+        f"-Duser.home={group.root}", f"-Drocketmq.home.dir={group.root}", f"-Drocketmq.client.logRoot={group.root}",
+        *options, "-cp", f"{home / 'classes'}:{home / 'jars'}/*", "Driver", group.namesrv,
+    ]  # fmt: skip
+    kind = "java" + version.replace(".", "")
+    return Driver(
+        kind, command, {"PATH": os.environ.get("PATH", "")}, group.root / f"client-{kind}.log", group.any_broker
+    )
+
+
+def go_driver(group: RealGroup) -> Driver:
+    """Start Apache's Go client."""
+    _missing("go")
+    source = HERE / "go"
+    home = REPOSITORY / ".venv-interop-go"
+    files = [source / name for name in ("go.mod", "go.sum", "main.go")]
+    _built(home, files, ["go", "build", "-o", str(home / "client"), "."], cwd=source)
+    env = {"HOME": str(group.root), "PATH": os.environ.get("PATH", "")}
+    return Driver("go", [str(home / "client"), group.namesrv], env, group.root / "client-go.log", group.any_broker)

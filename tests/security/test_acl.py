@@ -136,6 +136,7 @@ def acl(tmp_path):
         (RequestCode.PULL_MESSAGE, {"topic": "news", "consumerGroup": "readers"}, True),
         (RequestCode.PULL_MESSAGE, {"topic": "orders", "consumerGroup": "readers"}, False),
         (RequestCode.PULL_MESSAGE, {"topic": "news", "consumerGroup": "others"}, False),
+        (RequestCode.LITE_PULL_MESSAGE, {"topic": "orders", "consumerGroup": "readers"}, False),
         (RequestCode.CONSUMER_SEND_MSG_BACK, {"group": "others"}, False),
         (RequestCode.UPDATE_CONSUMER_OFFSET, {"topic": "news", "consumerGroup": "readers"}, True),
         (RequestCode.UPDATE_CONSUMER_OFFSET, {"topic": "news", "consumerGroup": "others"}, False),
