@@ -6,9 +6,9 @@ with `connect` (asyncio) or `connect_blocking` (scripts). Names are imported whe
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
+from dledger.lazy_names import lazy_names
 from dledger.version import VERSION as __version__
 
 if TYPE_CHECKING:
@@ -68,13 +68,7 @@ _HOME = {
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
 
-def __getattr__(name: str) -> object:
-    module = _MODULE_OF.get(name)
-    if module is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(module), name)
-    globals()[name] = value
-    return value
+__getattr__ = lazy_names(globals(), _MODULE_OF)
 
 
 def __dir__() -> list[str]:

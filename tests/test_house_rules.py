@@ -18,6 +18,7 @@ LAYERS = {
     "dledger.types": 0,
     "dledger.errors": 0,
     "dledger.grpc_engine": 0,
+    "dledger.lazy_names": 0,
     "dledger.version": 0,
     "dledger.raft": 0,
     "dledger.verdict": 0,

@@ -5,8 +5,9 @@ Names are imported when they are first used: parts of this package do without gR
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from dledger.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from dledger.client.blocking import BlockingLedgerClient, connect_blocking
@@ -36,10 +37,4 @@ _MODULE_OF = {
 }
 
 
-def __getattr__(name: str) -> object:
-    module = _MODULE_OF.get(name)
-    if module is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(module), name)
-    globals()[name] = value
-    return value
+__getattr__ = lazy_names(globals(), _MODULE_OF)
