@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from dledger.client.client import LedgerClient
 from dledger.client.options import PipelineOptions
+from dledger.client.status_answer import STATUS_LIMIT_S
 from dledger.client.transport import Metadata
 from dledger.errors import StoppedError
 from dledger.security.access import ClientTls
@@ -156,9 +157,9 @@ class BlockingLedgerClient:
         """See `LedgerClient.metadata`."""
         return self._run(self._client.metadata(timeout=timeout))
 
-    def status(self) -> list[NodeStatus | DownNode]:
+    def status(self, *, timeout: float = STATUS_LIMIT_S) -> list[NodeStatus | DownNode]:
         """See `LedgerClient.status`."""
-        return self._run(self._client.status())
+        return self._run(self._client.status(timeout=timeout))
 
     def transfer_leadership(self, target: str | None = None, *, timeout: float | None = None) -> str:
         """See `LedgerClient.transfer_leadership`."""

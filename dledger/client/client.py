@@ -264,13 +264,13 @@ class LedgerClient:
         self._directory.learn_members(answer.members)
         return answer
 
-    async def status(self) -> list[NodeStatus | DownNode]:
-        """Ask every node at once; within a second each has a place in the list, a dead one with the reason.
+    async def status(self, *, timeout: float = STATUS_LIMIT_S) -> list[NodeStatus | DownNode]:
+        """Ask every node at once; within ``timeout`` seconds each has a place in the list, a dead one with the reason.
 
         Nodes that were not given but that others name are asked too. Raises nothing for a node that fails.
         """
         transport = self._started()
-        deadline = asyncio.get_running_loop().time() + STATUS_LIMIT_S
+        deadline = asyncio.get_running_loop().time() + timeout
         found: dict[str, NodeStatus | DownNode] = {}
         while missing := [address for address in self._directory.nodes.values() if address not in found]:
             left = deadline - asyncio.get_running_loop().time()

@@ -38,7 +38,7 @@ def test_everything_blocks_and_returns(group):
         assert [entry.index for entry in client.read(1, 3, mode=ReadMode.LOCAL_COMMITTED)] == [1, 2]
         assert client.commit_index() == 3
         assert client.metadata().leader_id == "n0"
-        assert [type(node) for node in client.status()] == [NodeStatus] * 3
+        assert [type(node) for node in client.status(timeout=20.0)] == [NodeStatus] * 3
         assert client.transfer_leadership("n1") == "n1"
         assert client.append(b"d").term == 2
         client.step_down()
@@ -89,7 +89,7 @@ def test_closing_ends_the_calls_of_other_threads(group):
 def test_a_dead_node_is_in_the_status(group):
     group.thread.run(group.nodes["n2"].kill())
     with connect_blocking(dict(group.addresses), group="g") as client:
-        assert isinstance(client.status()[2], DownNode)
+        assert isinstance(client.status(timeout=20.0)[2], DownNode)
 
 
 def test_a_wrong_configuration_is_told_at_once():
