@@ -25,6 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain as chained
 from struct import Struct
 from typing import Final
 
@@ -32,6 +33,7 @@ import google_crc32c
 
 from dledger.errors import DLedgerError, EntryTooLargeError, ResponseCode
 from dledger.raft.messages import EntryType, TermRun
+from dledger.storage.uniform import MIN_RUN, check_run, encode_run
 from dledger.types import Entry
 
 __all__ = [
@@ -64,6 +66,7 @@ _crc = google_crc32c.value
 _extend = google_crc32c.extend
 _TYPES: Final = frozenset(int(t) for t in EntryType)
 _MAX_TERM: Final = 2**62
+_RUN_LOOK_EVERY: Final = 16
 _SESSION: Final = int(EntryType.SESSION)
 
 
@@ -191,7 +194,21 @@ def encode_groups(
     for group in groups:
         magic, channel, hook = int(group.type), group.channel, group.hook
         run_start = index
-        for body in group.bodies:
+        bodies = group.bodies
+        count = len(bodies)
+        if count >= MIN_RUN and hook is None and magic == EntryType.NORMAL and len(set(map(len, bodies))) == 1:
+            length = len(bodies[0])
+            run_end = pos + (HEADER_BYTES + length) * count
+            if run_end <= limit:
+                run = encode_run(channel, bodies, count, length, term=term, index=index, pos=pos, chain_crc=chain)
+                offsets.extend(range(pos - slice_pos, run_end - slice_pos, HEADER_BYTES + length))
+                parts.extend(chained.from_iterable(zip(run.each_header(), bodies, strict=True)))
+                records.append(run.records)
+                chain = run.chain_crc
+                pos = run_end
+                index += count
+                bodies = ()
+        for body in bodies:
             length = len(body)
             size = HEADER_BYTES + length
             if pos + size > limit:
@@ -271,7 +288,28 @@ def parse_prefix(
     problem = ""
     short = False
     unpack, pack, pack_record = HEADER.unpack_from, HEADER.pack, INDEX_RECORD.pack
+    run_wanted_at = index
     while at < end:
+        if index >= run_wanted_at:
+            place = first_pos if first_pos >= 0 else int.from_bytes(data[24:32], "big", signed=True)
+            run = check_run(data, at, index, place + at, chain)
+            if run is None or place < 0 or not last_term <= run.term <= _MAX_TERM:
+                run_wanted_at = index + _RUN_LOOK_EVERY
+            else:
+                first_pos, chain = place, run.chain_crc
+                if run.term != run_term:
+                    terms.append(TermRun(index, run.term))
+                    run_term = last_term = run.term
+                if run.channel != run_channel:
+                    if run_channel and index > run_start:
+                        sessions.append(SessionRun(run_channel, run_start, index - run_start))
+                    run_channel, run_start = run.channel, index
+                run_end = at + run.length * run.size
+                offsets.extend(range(at, run_end, run.size))
+                records.append(run.records)
+                at = run_end
+                index += run.length
+                continue
         if end - at < HEADER_BYTES:
             problem = f"entry {index}: {end - at} bytes left, a header has {HEADER_BYTES}"
             short = True

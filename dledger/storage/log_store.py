@@ -13,6 +13,7 @@ import contextlib
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from dledger.errors import (
     CorruptLogError,
@@ -690,30 +691,40 @@ class LogStore:
         if not self.first_index <= first_index <= last_index:
             raise IndexOutOfRangeError(f"entries {first_index}..{last_index} are not on the disk of this node")
         records = self._records(first_index, last_index)
-        _, pos, size, record_index, _ = records[0]
+        _, pos, size, record_index, _ = INDEX_RECORD.unpack_from(records)
         limit = (pos // self.options.data_segment_bytes + 1) * self.options.data_segment_bytes
-        end = pos + size
-        if record_index != first_index or size < HEADER_BYTES or not 0 <= pos < end <= limit:
+        if record_index != first_index or size < HEADER_BYTES or not 0 <= pos < pos + size <= limit:
             raise self._bad_record(first_index)
-        last = first_index
-        for _, next_pos, next_size, _, _ in records[1:]:
-            if next_pos != end or end + next_size - pos > max_bytes or end + next_size > limit:
-                break
-            end += next_size
-            last += 1
+
+        def end_of(number: int) -> int:
+            record: tuple[int, ...] = INDEX_RECORD.unpack_from(records, number * INDEX_RECORD_BYTES)
+            return record[1] + record[2]
+
+        count = bisect_right(range(len(records) // INDEX_RECORD_BYTES), min(pos + max_bytes, limit), lo=1, key=end_of)
+        end = end_of(count - 1)
+        if end < pos + size:
+            self._check_records(records, first_index, pos, count)
         prev_chain_crc = self._header(first_index - 1)[6] if first_index > 0 else 0
         data = self._data.read(pos, end - pos)
         try:
             parsed = parse_slice(data, first_index, prev_chain_crc)
         except CorruptSliceError as error:
+            self._check_records(records, first_index, pos, count)
             start = self._data.start_of(pos)
             raise CorruptLogError(
                 f"{self._data.path(start)}: damaged behind byte {pos - start} ({error.message}). Restore the folder "
                 "from a copy, or delete it and let the node catch up from its peers (one node at a time, never all)"
             ) from error
-        if parsed.last_index != last or parsed.first_pos != pos:
+        if len(parsed) != count or parsed.first_pos != pos:
             raise self._bad_record(first_index)
-        return RawSlice(first_index, last, data, prev_chain_crc)
+        return RawSlice(first_index, parsed.last_index, data, prev_chain_crc)
+
+    def _check_records(self, records: bytes, first_index: int, pos: int, count: int) -> None:
+        """Raise unless the first ``count`` index records agree with each other: what is damaged is one of them."""
+        for number, (_, entry_pos, size, index, _) in enumerate(islice(INDEX_RECORD.iter_unpack(records), count)):
+            if (entry_pos, index) != (pos, first_index + number) or size < HEADER_BYTES:
+                raise self._bad_record(first_index + number)
+            pos += size
 
     def _bad_record(self, index: int) -> CorruptLogError:
         at = index * INDEX_RECORD_BYTES
@@ -723,7 +734,7 @@ class LogStore:
             f"delete {self._index.directory} and start it: the index is made again from the data"
         )
 
-    def _records(self, first_index: int, last_index: int) -> list[tuple[int, int, int, int, int]]:
+    def _records(self, first_index: int, last_index: int) -> bytes:
         count = min(last_index - first_index + 1, _RECORDS_A_READ)
         pos = first_index * INDEX_RECORD_BYTES
         room = self._index.start_of(pos) + self.options.index_segment_bytes - pos
@@ -731,7 +742,7 @@ class LogStore:
         raw = self._index.read(pos, length)
         if len(raw) < length:
             raise self._bad_record(first_index + len(raw) // INDEX_RECORD_BYTES)
-        return list(INDEX_RECORD.iter_unpack(raw))
+        return raw
 
 
 def _merge_floor(state: HardState, recovered: RecoveredLog) -> HardState:
