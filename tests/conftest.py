@@ -1,0 +1,75 @@
+"""What holds for every test: no deadline for examples, and no verdict on timing from a machine that stood still.
+
+Many tests are about real processes and real time: who is silent for an election timeout is deposed. Where a machine shared
+with others stands still for longer than that, the group does what it should and the test fails. So the clock is
+watched, and a test that failed while it stood still is run again, twice at most; each such case is named at the end. A
+test that fails on a machine that keeps time fails for good.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import hypothesis
+import pytest
+
+STOOD_STILL_S = 0.3
+"""Half of the default election timeout."""
+
+_PERIOD_S = 0.05
+
+hypothesis.settings.register_profile("without deadline", deadline=None)
+hypothesis.settings.load_profile("without deadline")
+
+
+class Watch(threading.Thread):
+    """Wakes up every 50 ms and notes by how much it was late at worst since the test began."""
+
+    def __init__(self) -> None:
+        super().__init__(name="watch-the-clock", daemon=True)
+        self.worst_s = 0.0
+        self.rerun: list[str] = []
+        self._woke_at = time.monotonic()
+
+    def run(self) -> None:
+        while True:
+            self._look()
+            self._woke_at = time.monotonic()
+            time.sleep(_PERIOD_S)
+
+    def _look(self) -> None:
+        self.worst_s = max(self.worst_s, time.monotonic() - self._woke_at - _PERIOD_S)
+
+    def stood_still(self) -> bool:
+        self._look()  # a thread that stood still may not have woken yet
+        return self.worst_s >= STOOD_STILL_S
+
+
+watch = Watch()
+
+
+def pytest_sessionstart() -> None:
+    watch.start()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        item.add_marker(pytest.mark.flaky(reruns=2, condition=watch.stood_still))
+
+
+def pytest_runtest_logstart() -> None:
+    """Each attempt begins here."""
+    watch.worst_s = 0.0
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.outcome == "rerun":
+        watch.rerun.append(f"{report.nodeid} ({report.when}): the machine stood still for {watch.worst_s:.2f} s")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if watch.rerun:
+        terminalreporter.section("failed while the machine stood still, run again")
+        for line in watch.rerun:
+            terminalreporter.write_line(line)
