@@ -58,3 +58,11 @@ def test_the_clock_is_watched(tmp_path):
     body += "    assert conftest.watch.is_alive()\n    assert attempt(stalled=conftest.watch.stood_still()) == 1\n"
     code, output, attempts = run(tmp_path, body)
     assert (code, attempts) == (0, 2), output
+
+
+def test_what_a_forgiven_attempt_leaves_open_is_no_other_tests_fault(tmp_path):
+    body = "import gc, pytest\npytestmark = pytest.mark.filterwarnings('error')\n"
+    body += "def test_it():\n    left = open(__file__)\n    assert attempt(stalled=True) == 1\n    left.close()\n"
+    body += "def test_other():\n    gc.collect()\n"
+    code, output, attempts = run(tmp_path, body)
+    assert (code, attempts) == (0, 2), output
