@@ -4,8 +4,8 @@ Node ``a`` reaches node ``b`` through the proxy of the link (a, b). Rules are ab
 rule for (a, b) governs every byte that travels from a to b, whoever opened the connection. So a cut in one direction
 does what it does on a real wire: requests get through and answers do not.
 
-A node may be reached for two things, by its gRPC port and by its port for peers. Both go through the same link: the
-first bytes of a connection tell which of the two is meant.
+A node may be reached for two things, by its gRPC port and by its port for frames (of peers, and of clients). Both go
+through the same link: the first bytes of a connection tell which of the two is meant.
 
 A silent cut is silent: neither bytes nor the end of a connection pass (a node killed behind it does not look dead), and
 a new connection hangs as one whose first packet is lost does.
@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import Final, cast
 
 from dledger.errors import UnavailableError
-from dledger.rpc.frames import PREFACE
+from dledger.rpc.frames import PREFACES
 
 __all__ = ["OPEN", "Fabric", "Flow", "Link", "Rule"]
 
@@ -213,8 +213,8 @@ class _Connection:
         """The near side speaks; its first bytes tell whom it wants."""
         if self._target is None:
             link = self._link
-            wants_peer = data.startswith(PREFACE[: len(data)])
-            self._target = link.peer_target if wants_peer and link.peer_target is not None else link.target
+            wants_frames = any(data.startswith(preface[: len(data)]) for preface in PREFACES)
+            self._target = link.peer_target if wants_frames and link.peer_target is not None else link.target
             self._there.block(True)
             self.apply()
 

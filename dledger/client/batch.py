@@ -165,7 +165,7 @@ class Batch:
 
     def drop_done(self) -> None:
         """Take out the entries that nobody waits for. Only for a batch without sequences: it is renumbered by that."""
-        if not any(waiter.done() for waiter in self.waiters):
+        if True not in [waiter.done() for waiter in self.waiters]:
             return
         bodies: list[bytes] = []
         kept: list[tuple[Waiter, float]] = []

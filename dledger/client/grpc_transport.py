@@ -7,18 +7,15 @@ decoded here, so gRPC passes bytes through.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import grpc
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import Message
 from grpc import aio
 
+from dledger.client.append_call import AppendCall, FrameDialler, header_of, parse_answer
 from dledger.client.status_answer import node_status
 from dledger.client.transport import (
-    AppendAnswer,
-    AppendBatch,
     Header,
     Metadata,
     ReadChunk,
@@ -32,7 +29,7 @@ from dledger.rpc.options import NetworkOptions
 from dledger.security.access import ClientTls
 from dledger.security.tls import ChannelMaker
 from dledger.security.tokens import AUTHORIZATION
-from dledger.types import Entry, IndexRun, NodeStatus, ReadMode
+from dledger.types import Entry, NodeStatus, ReadMode
 from dledger.v1 import admin_pb2, ledger_pb2
 
 __all__ = ["GrpcClientTransport", "ReadCall"]
@@ -70,11 +67,13 @@ class GrpcClientTransport:
         self._group = group
         self._arguments = network.channel_arguments()
         self._metadata = None if token is None else ((AUTHORIZATION, f"Bearer {token}"),)
+        # Whoever speaks TLS to a node is not to be led past it.
+        self._dialler = FrameDialler(network) if tls is None else None
         self._maker = ChannelMaker.of_client(tls)
         self._generation = self._maker.generation
         self._channels: dict[str, aio.Channel] = {}
         self._leaving: set[asyncio.Task[None]] = set()
-        self._streams: dict[_GrpcAppendStream, None] = {}
+        self._streams: dict[AppendCall, None] = {}
         self._closed = False
 
     async def close(self) -> None:
@@ -122,33 +121,35 @@ class GrpcClientTransport:
             if _own_cancellation():
                 raise
             raise closed_error() from None
-        return _parse(address, kind, data)
+        return parse_answer(address, kind, data)
 
     # ---- what the pipeline needs
 
-    def open_stream(self, address: str, handler: StreamHandler) -> _GrpcAppendStream:
+    def open_stream(self, address: str, handler: StreamHandler) -> AppendCall:
         """See ``ClientTransport.open_stream``."""
         call: _Call = self._channel(address).stream_stream(_LEDGER + "AppendStream")
-        stream = _GrpcAppendStream(self._group, address, call(metadata=self._metadata), handler)
+        wish = () if self._dialler is None else self._dialler.metadata(address)
+        metadata = (*(self._metadata or ()), *wish) or None
+        stream = AppendCall(self._group, address, call(metadata=metadata), handler, self._dialler if wish else None)
         self._streams[stream] = None
         stream.add_done_callback(self._forget)
         return stream
 
-    def _forget(self, stream: _GrpcAppendStream) -> None:
+    def _forget(self, stream: AppendCall) -> None:
         self._streams.pop(stream, None)
 
     async def open_session(self, address: str, client_id: bytes, timeout: float) -> SessionAnswer:
         """See ``ClientTransport.open_session``."""
         request = ledger_pb2.OpenSessionRequest(group=self._group, client_id=client_id)
         answer = await self._unary(address, _LEDGER + "OpenSession", request, ledger_pb2.OpenSessionResponse, timeout)
-        return SessionAnswer(_header(answer.header), answer.session_id, answer.next_sequence)
+        return SessionAnswer(header_of(answer.header), answer.session_id, answer.next_sequence)
 
     async def metadata(self, address: str, timeout: float) -> Metadata:
         """See ``ClientTransport.metadata``."""
         request = ledger_pb2.MetadataRequest(group=self._group)
         answer = await self._unary(address, _LEDGER + "Metadata", request, ledger_pb2.MetadataResponse, timeout)
         return Metadata(
-            _header(answer.header),
+            header_of(answer.header),
             answer.header.group,
             {member.node_id: member.address for member in answer.members},
             answer.max_entry_bytes,
@@ -162,7 +163,7 @@ class GrpcClientTransport:
         """Return the answer's header and the entry at ``index`` (None unless the header is ok)."""
         request = ledger_pb2.GetRequest(group=self._group, index=index, mode=_MODES[mode])
         answer = await self._unary(address, _LEDGER + "Get", request, ledger_pb2.GetResponse, timeout)
-        return _header(answer.header), _entry(answer.entry) if answer.HasField("entry") else None
+        return header_of(answer.header), _entry(answer.entry) if answer.HasField("entry") else None
 
     def read(self, address: str, first: int, last: int, *, follow: bool, mode: ReadMode) -> ReadCall:
         """Begin to read ``first`` to ``last`` (-1: up to the commit index) as slices of the log."""
@@ -178,7 +179,7 @@ class GrpcClientTransport:
         """Return the answer's header and what the node says of itself."""
         request = admin_pb2.StatusRequest(group=self._group)
         answer = await self._unary(address, _ADMIN + "Status", request, admin_pb2.StatusResponse, timeout)
-        return _header(answer.header), node_status(answer, address)
+        return header_of(answer.header), node_status(answer, address)
 
     async def transfer_leadership(self, address: str, target: str, timeout: float) -> tuple[Header, str]:
         """Return the answer's header and the new leader's id. ``target`` empty: the best follower."""
@@ -186,90 +187,13 @@ class GrpcClientTransport:
         answer = await self._unary(
             address, _ADMIN + "TransferLeadership", request, admin_pb2.TransferLeadershipResponse, timeout
         )
-        return _header(answer.header), answer.new_leader_id
+        return header_of(answer.header), answer.new_leader_id
 
     async def step_down(self, address: str, timeout: float) -> Header:
         """Return the answer's header."""
         request = admin_pb2.StepDownRequest(group=self._group)
         answer = await self._unary(address, _ADMIN + "StepDown", request, admin_pb2.StepDownResponse, timeout)
-        return _header(answer.header)
-
-
-class _GrpcAppendStream:
-    """One AppendStream call: a task that writes what `send` queued, a task that reads answers."""
-
-    def __init__(self, group: str, address: str, call: _Call, handler: StreamHandler) -> None:
-        self._group = group
-        self._address = address
-        self._call = call
-        self._handler: StreamHandler | None = handler
-        self._queue: deque[AppendBatch] = deque()
-        loop = asyncio.get_running_loop()
-        self._loop = loop
-        self._wake: asyncio.Future[None] | None = None
-        self._writer = loop.create_task(self._write_all(), name="dledger-client-write")
-        self._reader = loop.create_task(self._read_all(), name="dledger-client-read")
-
-    def add_done_callback(self, callback: Any) -> None:  # noqa: ANN401 - any callable of the stream
-        self._reader.add_done_callback(lambda _: callback(self))
-
-    def send(self, batch: AppendBatch) -> None:
-        """See ``AppendStream.send``."""
-        self._queue.append(batch)
-        if self._wake is not None and not self._wake.done():
-            self._wake.set_result(None)
-
-    def close(self) -> None:
-        """See ``AppendStream.close``."""
-        self._handler = None
-        self._queue.clear()
-        self._call.cancel()
-        self._writer.cancel()
-        self._reader.cancel()
-
-    async def wait_closed(self) -> None:
-        await asyncio.gather(self._writer, self._reader, return_exceptions=True)
-
-    async def _write_all(self) -> None:
-        queue, write = self._queue, self._call.write
-        try:
-            while True:
-                while queue:
-                    await write(self._encode(queue.popleft()))
-                self._wake = self._loop.create_future()
-                await self._wake
-        except (aio.AioRpcError, aio.UsageError, asyncio.InvalidStateError):
-            return  # the reader meets the same end and says why
-
-    def _encode(self, batch: AppendBatch) -> bytes:
-        return ledger_pb2.AppendBatchRequest(
-            group=self._group,
-            bodies=batch.bodies,
-            session_id=batch.session_id,
-            first_sequence=batch.first_sequence,
-            request_id=batch.request_id,
-        ).SerializeToString()
-
-    async def _read_all(self) -> None:
-        reason = "the node closed the stream"
-        try:
-            read = self._call.read
-            while True:
-                data: object = await read()
-                if not isinstance(data, bytes):  # grpc.aio.EOF
-                    break
-                answer = _parse(self._address, ledger_pb2.AppendBatchResponse, data)
-                if self._handler is not None:
-                    self._handler.on_answer(_append_answer(answer))
-        except aio.AioRpcError as error:
-            reason = f"{error.code().name}: {error.details()}"
-        except (aio.UsageError, UnavailableError) as error:
-            reason = str(error)
-        handler, self._handler = self._handler, None
-        self._call.cancel()
-        self._writer.cancel()
-        if handler is not None:
-            handler.on_broken(reason)
+        return header_of(answer.header)
 
 
 class ReadCall:
@@ -295,8 +219,8 @@ class ReadCall:
             raise closed_error() from None
         if not isinstance(data, bytes):
             raise UnavailableError(f"{self._address}: the node closed the stream")
-        answer = _parse(self._address, ledger_pb2.ReadResponse, data)
-        return ReadChunk(_header(answer.header), answer.data, answer.commit_index, answer.next_index, answer.end)
+        answer = parse_answer(self._address, ledger_pb2.ReadResponse, data)
+        return ReadChunk(header_of(answer.header), answer.data, answer.commit_index, answer.next_index, answer.end)
 
     def close(self) -> None:
         self._call.cancel()
@@ -315,26 +239,6 @@ def _own_cancellation() -> bool:
     """Whether a ``CancelledError`` is meant for this task, and not the end of a call whose channel was closed."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
-
-
-def _parse(address: str, kind: type[_M], data: bytes) -> _M:
-    try:
-        return kind.FromString(data)
-    except DecodeError as error:
-        raise UnavailableError(f"{address}: malformed {kind.__name__}: {error}") from error
-
-
-def _header(header: ledger_pb2.ResponseHeader) -> Header:
-    return Header(header.code, header.message, header.node_id, header.term, header.leader_id, header.leader_address)
-
-
-def _append_answer(answer: ledger_pb2.AppendBatchResponse) -> AppendAnswer:
-    runs: Iterable[ledger_pb2.IndexRun] = answer.runs
-    return AppendAnswer(
-        answer.request_id,
-        _header(answer.header),
-        tuple([IndexRun(run.first_index, run.count, run.term) for run in runs]),
-    )
 
 
 def _entry(entry: ledger_pb2.Entry) -> Entry:

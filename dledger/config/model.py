@@ -105,9 +105,10 @@ class DLedgerConfig:
             "peerPort",
             Kind.INTEGER,
             "Identity",
-            "Port where the other nodes replicate to this one without gRPC, at less cost; 0 is any free one, -1 none. "
-            "They learn it from the node itself, and stay with gRPC where they cannot reach it. Name one where a "
-            "firewall stands between the nodes. Not used with TLS.",
+            "Port where the other nodes replicate to this one without gRPC, at less cost, and clients append; 0 is any "
+            "free one, -1 none. They learn it from the node itself, and stay with gRPC where they cannot reach it. "
+            "Name one where a firewall stands between the nodes, or before the clients. Not used with TLS, nor in a "
+            "group of one.",
             minimum=-1,
             maximum=65535,
         ),
@@ -118,8 +119,9 @@ class DLedgerConfig:
             "announcedPeerPort",
             Kind.INTEGER,
             "Identity",
-            "Port that the other nodes are told where it differs from peerPort (containers, NAT); 0 is the one in "
-            "dLegerPeers, for a proxy that tells the two apart by a connection's first bytes.",
+            "Port that the other nodes and clients are told where it differs from peerPort (containers, NAT); 0 is the "
+            "one that they reached the node at, for a proxy that tells the two apart by a connection's first bytes. "
+            "Without it, clients that came by another port than the node's own are told none.",
             minimum=0,
             maximum=65535,
         ),

@@ -1,10 +1,10 @@
-"""Frames over TCP: what nodes speak to each other where nothing forbids it.
+"""Frames over TCP: what nodes speak to each other, and clients' append streams to nodes, where nothing forbids it.
 
 A message of a gRPC stream costs each end a hand-over between threads and five times the CPU of a frame (400 bytes there
 and back: 421 µs and 62 µs of CPU a message, against 66 µs and 12 µs). So the conversation between two nodes goes over a
 plain connection: four bytes of length (big endian), then a message, both ways. The bytes of a message are the same as
 on the gRPC stream, and so is all that is promised of it: nothing. What does not get through is lost, and the core
-sends again.
+sends again. Of a client's batches a prefix gets through, as on its gRPC stream.
 
 A connection that has nothing to say sends an empty frame every now and then. One that hears nothing is closed: it hangs
 on a line that has died without a word.
@@ -13,15 +13,19 @@ on a line that has died without a word.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, cast
 
 from dledger.rpc.options import NetworkOptions
 
-__all__ = ["PREFACE", "FrameConnection"]
+__all__ = ["CLIENT_PREFACE", "PEER_PREFACE", "PREFACES", "FrameConnection"]
 
-PREFACE: Final = b"DLPEER1\n"
-"""The first bytes of the side that dials: no HTTP/2 client begins so."""
+PEER_PREFACE: Final = b"DLPEER1\n"
+CLIENT_PREFACE: Final = b"DLCLNT1\n"
+PREFACES: Final = (PEER_PREFACE, CLIENT_PREFACE)
+"""The first bytes of the side that dials: a node, or a client. No HTTP/2 client begins so."""
+
+_PREFACE_BYTES: Final = 8
 
 _LENGTH_BYTES: Final = 4
 _JOINED_BYTES: Final = 16 * 1024
@@ -34,8 +38,9 @@ _CHECKS_A_PERIOD: Final = 2
 class FrameConnection(asyncio.Protocol):
     """One connection. ``received(connection, bytes)`` gets each message, ``lost(connection, reason)`` the end, once.
 
-    ``accepted``: the other side dialled, so a preface comes first. ``limit`` is the largest message that is taken, in
-    bytes; the owner raises it once it knows who speaks. Everything happens on the event loop.
+    ``accepted``: the other side dialled, so a preface comes first and is in ``preface`` then. ``limit`` is the largest
+    message that is taken, in bytes; the owner raises it once it knows who speaks. ``on_writable(bool)`` hears when too
+    much waits to be sent, and when there is room again. Everything happens on the event loop.
     """
 
     def __init__(
@@ -50,14 +55,18 @@ class FrameConnection(asyncio.Protocol):
     ) -> None:
         self.limit = limit
         self.dropped_count = 0
+        self.preface = b""
+        self.on_writable: Callable[[bool], None] | None = None
         self._options = options
         self._received = received
         self._lost = lost
         self._made = made
         self._transport: asyncio.Transport | None = None
         self._reason = ""
-        self._closed = False
+        self._closed = self._was_closed = False
         self._awaits_preface = accepted
+        self._paused = False
+        self._gives_up = True
         self._parts: list[bytes] = []
         self._have = 0  # Invariant: the sum of the lengths in _parts.
         self._need = 0  # bytes of the frame (or of its length, or of the preface) that _parts begin
@@ -70,6 +79,11 @@ class FrameConnection(asyncio.Protocol):
     def __len__(self) -> int:
         """Messages that wait. They are not counted once they are bytes: 1 where any wait."""
         return 1 if self.queued_bytes else 0
+
+    @property
+    def is_made(self) -> bool:
+        """Whether there ever was a connection; then ``lost`` is called, sooner or later."""
+        return self._transport is not None
 
     @property
     def queued_bytes(self) -> int:
@@ -90,13 +104,33 @@ class FrameConnection(asyncio.Protocol):
             transport.writelines((length, data))
         return True
 
+    def put_all(self, messages: Sequence[bytes]) -> bool:
+        """As `put`, several in one write: all of them or, returning False, none."""
+        transport = self._transport
+        total = sum(map(len, messages)) + _LENGTH_BYTES * len(messages)
+        if transport is None or self._closed or self._is_full(transport, total):
+            self.dropped_count += len(messages)
+            return False
+        self._spoke = True
+        parts = [part for data in messages for part in (len(data).to_bytes(_LENGTH_BYTES, "big"), data)]
+        transport.write(b"".join(parts))
+        return True
+
     def _is_full(self, transport: asyncio.Transport, more: int) -> bool:
         return transport.get_write_buffer_size() + more > self._options.max_queue_bytes
 
-    def send_preface(self) -> None:
+    def send_preface(self, preface: bytes = PEER_PREFACE) -> None:
         """The first thing that the side that dialled says."""
         if self._transport is not None:
-            self._transport.write(PREFACE)
+            self._transport.write(preface)
+
+    def pause_writing(self) -> None:
+        if self.on_writable is not None:
+            self.on_writable(False)
+
+    def resume_writing(self) -> None:
+        if self.on_writable is not None:
+            self.on_writable(True)
 
     def close(self, reason: str = "closed") -> None:
         """Say what waits, then end. The first reason given is the one that ``lost`` hears. Twice is fine."""
@@ -116,6 +150,40 @@ class FrameConnection(asyncio.Protocol):
                 self._transport.abort()
             else:
                 self._transport.close()
+
+    def hand_over(
+        self,
+        *,
+        received: Callable[[FrameConnection, bytes], None],
+        lost: Callable[[FrameConnection, str], None],
+        on_writable: Callable[[bool], None],
+    ) -> None:
+        """Give the connection another owner, who learns otherwise when the line is dead: silence ends it no more."""
+        self._received = received
+        self._lost = lost
+        self.on_writable = on_writable
+        self._gives_up = False
+
+    def pause(self) -> None:
+        """Hand over nothing more and read nothing more, until `resume`. What was read stays where it is."""
+        if not self._paused:
+            self._paused = True
+            if self._transport is not None and not self._transport.is_closing():
+                self._transport.pause_reading()
+
+    def resume(self) -> None:
+        """Go on after `pause`, with what has been kept. Not to be called from ``received``."""
+        if not self._paused:
+            return
+        self._paused = False
+        if self._closed or self._transport is None or self._transport.is_closing():
+            return
+        self._transport.resume_reading()
+        if self._parts:
+            kept = b"".join(self._parts)
+            self._parts.clear()
+            self._have = 0
+            self._take_frames(kept, 0)
 
     # -- asyncio.Protocol ---------------------------------------------------------------------------------------------
 
@@ -140,30 +208,34 @@ class FrameConnection(asyncio.Protocol):
         if self._closed:
             return
         self._heard = True
-        if self._parts:
+        if self._parts or self._paused:
             self._parts.append(data)
             self._have += len(data)
-            if self._have < self._need:
+            if self._have < self._need or self._paused:
                 return
             data = b"".join(self._parts)
             self._parts.clear()
             self._have = 0
         at = 0
         if self._awaits_preface:
-            if len(data) < len(PREFACE):
-                self._keep(data, len(PREFACE))
+            at = _PREFACE_BYTES
+            if len(data) < at:
+                self._keep(data, at)
                 return
-            if not data.startswith(PREFACE):
-                self.abort("not a peer: the connection does not begin as a peer's does")
+            if data[:at] not in PREFACES:
+                self.abort("a stranger: the connection begins neither as a peer's does nor as a client's")
                 return
+            self.preface = data[:at]
             self._awaits_preface = False
-            at = len(PREFACE)
         self._take_frames(data, at)
 
     def _take_frames(self, data: bytes, at: int) -> None:
         """Hand over every whole frame from ``at`` on, keep what is left."""
         end = len(data)
         while not self._closed:
+            if self._paused:
+                self._keep(data[at:], 0)
+                return
             start = at + _LENGTH_BYTES
             if start > end:
                 self._keep(data[at:], _LENGTH_BYTES)
@@ -196,9 +268,14 @@ class FrameConnection(asyncio.Protocol):
 
         Counted in checks, not in seconds: a process that was stopped for a while is late for one check, not for many.
         """
-        if self._closed or self._transport is None:
+        if self._transport is None:
             return
-        self._silent_checks = 0 if self._heard else self._silent_checks + 1
+        if self._closed:
+            self._end_overdue(self._transport)
+            return
+        # Whoever reads nothing hears nothing, and is not to blame the other side for it.
+        is_deaf = self._paused or not self._gives_up
+        self._silent_checks = 0 if self._heard or is_deaf else self._silent_checks + 1
         options = self._options
         silent_ms = self._silent_checks * options.keepalive_time_ms / _CHECKS_A_PERIOD
         if silent_ms >= options.keepalive_time_ms + options.keepalive_timeout_ms:
@@ -208,3 +285,11 @@ class FrameConnection(asyncio.Protocol):
             self._transport.write(_EMPTY)
         self._spoke = self._heard = False
         self._arm()
+
+    def _end_overdue(self, transport: asyncio.Transport) -> None:
+        """What waits at the end is not taken by the other side: it gets one more period, then it is dropped."""
+        if self._was_closed:
+            transport.abort()
+        else:
+            self._was_closed = True
+            self._arm()

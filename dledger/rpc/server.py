@@ -55,7 +55,7 @@ class GrpcServer:
         self._client_port = client_port
         self._tokens = tokens
         self.guard = StreamGuard(limits.max_client_streams, limits.slow_reader_timeout_ms / 1000)
-        self._ledger = LedgerService(backend, self.guard)
+        self._ledger = LedgerService(backend, self.guard, transport.clients)
         self.client_port: int | None = None
         """The second port, once it is listened on."""
         self._server: aio.Server | None = None
@@ -77,6 +77,7 @@ class GrpcServer:
             port = self._listen(server, self._bind_address, mutual=True)
             if self._tls is not None and self._client_port is not None:
                 self.client_port = self._listen_for_clients(server, self._client_port)
+            self._tell_ports(port)
             await server.start()
         except BaseException:
             await server.stop(None)
@@ -94,6 +95,11 @@ class GrpcServer:
         # Reflection answers from the descriptor pool, which importing the generated modules has filled.
         names = (LEDGER_SERVICE, ADMIN_SERVICE, RAFT_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, server)
+
+    def _tell_ports(self, bound: int) -> None:
+        """Say where clients reach this server when nothing stands between: here, and at the address they are told."""
+        advertised = self._backend.members().get(self._backend.node_id, "").rpartition(":")[2]
+        self._transport.clients.is_reached_at({bound, int(advertised)} if advertised.isdecimal() else {bound})
 
     def _listen_for_clients(self, server: aio.Server, port: int) -> int:
         address = f"{self._bind_address.rpartition(':')[0]}:{port}"

@@ -21,6 +21,8 @@ from grpc import aio
 from dledger.errors import IndexOutOfRangeError, UnexpectedArgumentError, UnknownMemberError
 from dledger.rpc.answers import Answers, check_batch, entry_message, first_entry, parse, read_mode, run_messages
 from dledger.rpc.append_stream import AppendStream
+from dledger.rpc.client_door import FRAMES_KEY, ClientDoor
+from dledger.rpc.gather import GatheredAppends, GatheredReads
 from dledger.rpc.interfaces import Backend
 from dledger.rpc.options import NetworkOptions
 from dledger.rpc.read_stream import ReadStream
@@ -40,10 +42,14 @@ _Handlers: TypeAlias = "dict[str, grpc.RpcMethodHandler[Any, Any]]"
 
 
 class LedgerService:
-    """What programs use. Register it with `add_to_server`; `close` ends its streams when the node stops."""
+    """What programs use. Register it with `add_to_server`; `close` ends its streams when the node stops.
 
-    def __init__(self, backend: Backend, guard: StreamGuard | None = None) -> None:
+    ``door``: where append streams may go over to frames; None: they stay with gRPC.
+    """
+
+    def __init__(self, backend: Backend, guard: StreamGuard | None = None, door: ClientDoor | None = None) -> None:
         self._backend = backend
+        self._door = door or ClientDoor(backend.node_id)
         self._answers = Answers(backend)
         if guard is None:
             limits = NetworkOptions()
@@ -51,6 +57,8 @@ class LedgerService:
         self._guard = guard
         self._append_streams: set[AppendStream] = set()
         self._waits: set[asyncio.Future[Any]] = set()
+        self._appends = GatheredAppends(backend)
+        self._reads = GatheredReads(backend)
         self._closing = False
         self._log = structlog.get_logger().bind(group_id=backend.group, node_id=backend.node_id)
 
@@ -72,6 +80,8 @@ class LedgerService:
         """Take no more from the append streams and end them once answered; end the reads that wait for the tail."""
         self._closing = True
         self._guard.close()
+        self._appends.close()
+        self._reads.close()
         for stream in self._append_streams:
             stream.close()
         for wait in self._waits:
@@ -84,15 +94,15 @@ class LedgerService:
         try:
             request = parse(ledger_pb2.AppendRequest, data)
             self._answers.check_group(request.group)
-            bodies = (request.body,)
-            check_batch(bodies, 1, request.sequence, self._backend)
-            result = await self._submitted(bodies, request.session_id, request.sequence)
-            run = result.runs[0]
+            body = request.body
+            check_batch((body,), 1, request.sequence, self._backend)
+            if request.session_id:
+                run = (await self._submitted((body,), request.session_id, request.sequence)).runs[0]
+                index, term = run.first_index, run.term
+            else:
+                index, term, _ = await self._appends.append(body)
             return ledger_pb2.AppendResponse(
-                header=self._answers.success(),
-                index=run.first_index,
-                term=run.term,
-                pos=self._backend.position_of(run.first_index),
+                header=self._answers.success(), index=index, term=term, pos=self._backend.position_of(index)
             ).SerializeToString()
         except Exception as error:
             header = self._answers.failure(error, "Append")
@@ -132,17 +142,23 @@ class LedgerService:
         return future
 
     async def _append_stream(self, _requests: object, context: _Context) -> None:
-        await self._guard.run(context, self._serve_appends)
+        await self._guard.run(context, functools.partial(self._serve_appends, context))
 
-    async def _serve_appends(self, context: WatchedContext) -> None:
+    async def _serve_appends(self, call: _Context, context: WatchedContext) -> None:
         if self._closing:
             await self._abort_stopping(context)
         stream = AppendStream(self._backend, self._answers, context)
+        metadata: dict[str, str | bytes] = dict(call.invocation_metadata() or ())
+        offer = self._door.offer(str(metadata.get(FRAMES_KEY, "")), stream.adopt)
         self._append_streams.add(stream)
         try:
+            if offer is not None:
+                await call.send_initial_metadata(offer.metadata)
             await stream.serve()
         finally:
             self._append_streams.discard(stream)
+            if offer is not None:
+                self._door.withdraw(offer)
 
     async def _open_session(self, data: bytes, _context: _Context) -> bytes:
         try:
@@ -169,7 +185,7 @@ class LedgerService:
             index = request.index
             if index < 0:
                 raise IndexOutOfRangeError(f"index {index}; indexes count from 0")
-            commit_index = await self._backend.read_index(read_mode(request.mode))
+            commit_index = await self._reads.read_index(read_mode(request.mode))
             if index > commit_index:
                 raise IndexOutOfRangeError(f"index {index} is beyond the last committed entry, {commit_index}")
             raw = await self._backend.read_slice(index, index, 1)

@@ -134,6 +134,8 @@ class GrpcTransport:
         self._complaints = _Complaints()
         self._last_append: tuple[AppendEntries, bytes, bytes] | None = None
         self._listener = PeerListener(node_id, self._options, self)
+        self.clients = self._listener.clients
+        """Where append streams of clients get tickets for the same port."""
         self._announced: int | None = None
         self._log = structlog.get_logger().bind(group_id=group, node_id=node_id)
 
@@ -180,6 +182,7 @@ class GrpcTransport:
         """
         bound = await self._listener.listen(host, port)
         self._announced = bound if announced is None else announced
+        self.clients.listens(bound, announced)
         return bound
 
     def is_connected(self, peer: NodeId) -> bool:

@@ -95,6 +95,13 @@ class LedgerServiceServicer(object):
 
     def AppendStream(self, request_iterator, context):
         """Pipelined: batches are taken in the order of the stream and answered by request_id.
+
+        It may go on without gRPC, which no client needs to know of. One that does says "dledger-frames: PORT" in its
+        metadata, PORT being the one that it has dialled. A node that takes frames answers with initial metadata:
+        "dledger-frames: PORT" (0: the same) and "dledger-ticket: HEX". There the client says the 8 bytes "DLCLNT1\n", then
+        frames as of a peer connection (raft.proto): first the ticket's bytes, answered with a PeerWelcome; then how many
+        batches it has sent by gRPC (8 bytes, big endian), behind which the node takes what follows. All other frames are
+        AppendBatchRequest and AppendBatchResponse. The call stays open; it and the connection end together.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

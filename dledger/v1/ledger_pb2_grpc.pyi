@@ -39,7 +39,15 @@ class LedgerServiceStub:
     AppendBatch: _grpc.UnaryUnaryMultiCallable[_ledger_pb2.AppendBatchRequest, _ledger_pb2.AppendBatchResponse]
     """One quorum round for all. Contiguous, not atomic: after a failure a prefix may stand; the session's retry completes it."""
     AppendStream: _grpc.StreamStreamMultiCallable[_ledger_pb2.AppendBatchRequest, _ledger_pb2.AppendBatchResponse]
-    """Pipelined: batches are taken in the order of the stream and answered by request_id."""
+    """Pipelined: batches are taken in the order of the stream and answered by request_id.
+
+    It may go on without gRPC, which no client needs to know of. One that does says "dledger-frames: PORT" in its
+    metadata, PORT being the one that it has dialled. A node that takes frames answers with initial metadata:
+    "dledger-frames: PORT" (0: the same) and "dledger-ticket: HEX". There the client says the 8 bytes "DLCLNT1\\n", then
+    frames as of a peer connection (raft.proto): first the ticket's bytes, answered with a PeerWelcome; then how many
+    batches it has sent by gRPC (8 bytes, big endian), behind which the node takes what follows. All other frames are
+    AppendBatchRequest and AppendBatchResponse. The call stays open; it and the connection end together.
+    """
     Get: _grpc.UnaryUnaryMultiCallable[_ledger_pb2.GetRequest, _ledger_pb2.GetResponse]
     Read: _grpc.UnaryStreamMultiCallable[_ledger_pb2.ReadRequest, _ledger_pb2.ReadResponse]
     Metadata: _grpc.UnaryUnaryMultiCallable[_ledger_pb2.MetadataRequest, _ledger_pb2.MetadataResponse]
@@ -52,7 +60,15 @@ class LedgerServiceAsyncStub(LedgerServiceStub):
     AppendBatch: _aio.UnaryUnaryMultiCallable[_ledger_pb2.AppendBatchRequest, _ledger_pb2.AppendBatchResponse]  # type: ignore[assignment]
     """One quorum round for all. Contiguous, not atomic: after a failure a prefix may stand; the session's retry completes it."""
     AppendStream: _aio.StreamStreamMultiCallable[_ledger_pb2.AppendBatchRequest, _ledger_pb2.AppendBatchResponse]  # type: ignore[assignment]
-    """Pipelined: batches are taken in the order of the stream and answered by request_id."""
+    """Pipelined: batches are taken in the order of the stream and answered by request_id.
+
+    It may go on without gRPC, which no client needs to know of. One that does says "dledger-frames: PORT" in its
+    metadata, PORT being the one that it has dialled. A node that takes frames answers with initial metadata:
+    "dledger-frames: PORT" (0: the same) and "dledger-ticket: HEX". There the client says the 8 bytes "DLCLNT1\\n", then
+    frames as of a peer connection (raft.proto): first the ticket's bytes, answered with a PeerWelcome; then how many
+    batches it has sent by gRPC (8 bytes, big endian), behind which the node takes what follows. All other frames are
+    AppendBatchRequest and AppendBatchResponse. The call stays open; it and the connection end together.
+    """
     Get: _aio.UnaryUnaryMultiCallable[_ledger_pb2.GetRequest, _ledger_pb2.GetResponse]  # type: ignore[assignment]
     Read: _aio.UnaryStreamMultiCallable[_ledger_pb2.ReadRequest, _ledger_pb2.ReadResponse]  # type: ignore[assignment]
     Metadata: _aio.UnaryUnaryMultiCallable[_ledger_pb2.MetadataRequest, _ledger_pb2.MetadataResponse]  # type: ignore[assignment]
@@ -86,7 +102,15 @@ class LedgerServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_ledger_pb2.AppendBatchRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_ledger_pb2.AppendBatchResponse], _abc.AsyncIterator[_ledger_pb2.AppendBatchResponse]]:
-        """Pipelined: batches are taken in the order of the stream and answered by request_id."""
+        """Pipelined: batches are taken in the order of the stream and answered by request_id.
+
+        It may go on without gRPC, which no client needs to know of. One that does says "dledger-frames: PORT" in its
+        metadata, PORT being the one that it has dialled. A node that takes frames answers with initial metadata:
+        "dledger-frames: PORT" (0: the same) and "dledger-ticket: HEX". There the client says the 8 bytes "DLCLNT1\\n", then
+        frames as of a peer connection (raft.proto): first the ticket's bytes, answered with a PeerWelcome; then how many
+        batches it has sent by gRPC (8 bytes, big endian), behind which the node takes what follows. All other frames are
+        AppendBatchRequest and AppendBatchResponse. The call stays open; it and the connection end together.
+        """
 
     @_abc_1.abstractmethod
     def Get(

@@ -417,7 +417,7 @@ class PeerHello(_message.Message):
     """A peer connection carries the same conversation as Replicate without gRPC. It begins with the 8 bytes "DLPEER1\\n" and
     goes on, in both directions, with frames: a length of 4 bytes (big endian), then so many bytes. The first frame from
     the side that dials is a PeerHello, the first answer a PeerWelcome; all others are RaftMessages. An empty frame says
-    only that its sender lives.
+    only that its sender lives. Clients come to the same port with another preface: see AppendStream in ledger.proto.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

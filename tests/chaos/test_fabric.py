@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from dledger.chaos.fabric import OPEN, Fabric, Flow, Rule
-from dledger.rpc.frames import PREFACE
+from dledger.rpc.frames import CLIENT_PREFACE, PEER_PREFACE
 
 BOTH = [("a", "b"), ("b", "a")]
 
@@ -206,13 +206,18 @@ async def test_a_node_that_is_down_looks_down() -> None:
 
 @pytest.mark.asyncio
 async def test_the_first_bytes_tell_whom_of_a_node_a_connection_is_for() -> None:
-    """One address for two ports: peers' frames go to the one, everything else to the other, and a cut is for both."""
+    """One address for two ports: frames (of peers and clients) go to the one, all else to the other; cuts are for both."""
     async with network() as (fabric, echo):
         peers = Echo()
         server = await asyncio.start_server(peers.serve, "127.0.0.1", 0)
         host, port = fabric.links["a", "b"].target
         fabric.set_target("b", host, port, server.sockets[0].getsockname()[1])
-        for first, heard_by in ((PREFACE + b"x", peers), (PREFACE[:3], peers), (b"PRI * HTTP/2.0", echo)):
+        for first, heard_by in (
+            (PEER_PREFACE + b"x", peers),
+            (PEER_PREFACE[:3], peers),
+            (CLIENT_PREFACE + b"x", peers),
+            (b"PRI * HTTP/2.0", echo),
+        ):
             reader, writer = await dial(fabric)
             writer.write(first)
             assert await reader.readexactly(len(first)) == first
@@ -223,7 +228,7 @@ async def test_the_first_bytes_tell_whom_of_a_node_a_connection_is_for() -> None
             fabric.set_rules(BOTH, OPEN)
             assert await reader.readexactly(5) == b"later"
             writer.close()
-        assert (peers.connections, echo.connections) == (2, 1)
+        assert (peers.connections, echo.connections) == (3, 1)
         for writer in peers.writers:
             writer.transport.abort()
         server.close()

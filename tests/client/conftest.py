@@ -58,11 +58,12 @@ async def bench():
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
-@pytest_asyncio.fixture
-async def nodes():
-    """Three nodes of one group on real ports."""
+@pytest_asyncio.fixture(params=["grpc", "frames"])
+async def nodes(request):
+    """Three nodes of one group on real ports; without and with one for frames."""
     group = FakeGroup()
-    started = {node_id: await GrpcNode(group, node_id).start() for node_id in group.node_ids}
+    framed = request.param == "frames"
+    started = {node_id: await GrpcNode(group, node_id, framed).start() for node_id in group.node_ids}
     yield started
     for node in started.values():
         await node.kill()

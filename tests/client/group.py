@@ -18,6 +18,9 @@ from grpc import aio
 from dledger.client.transport import AppendAnswer, AppendBatch, Header, Metadata, SessionAnswer
 from dledger.errors import ResponseCode, UnavailableError
 from dledger.raft.messages import EntryType
+from dledger.rpc.client_door import FRAMES_KEY
+from dledger.rpc.options import NetworkOptions
+from dledger.rpc.peer_connections import PeerListener
 from dledger.storage.entry import HEADER
 from dledger.types import IndexRun
 from dledger.v1 import admin_pb2, ledger_pb2
@@ -269,10 +272,58 @@ class MemoryStream:
         self.closed = True
 
 
-class GrpcNode:
-    """One node of the group behind a real port. `kill` and `start` again keep the port."""
+class Lane:
+    """The connection beside one append stream of a `GrpcNode`."""
 
-    def __init__(self, group, node_id):
+    def __init__(self, node):
+        self.node = node
+        self.task = asyncio.current_task()
+        self.taken = 0
+        self.start = None
+        self.waiting = []
+
+    def adopt(self, connection):
+        self.node.connections.add(connection)
+        connection.hand_over(received=self._received, lost=self._lost, on_writable=lambda _: None)
+
+    def took(self):
+        """One more batch came by gRPC."""
+        self.taken += 1
+        self._serve()
+
+    def _received(self, connection, data):
+        if self.start is None:
+            self.start = int.from_bytes(data, "big")
+        else:
+            self.waiting.append((connection, data))
+            self._serve()
+
+    def _serve(self):
+        if self.start is None or self.taken < self.start or self.node.hang:
+            return
+        waiting, self.waiting = self.waiting, []
+        for connection, data in waiting:
+            self.node.framed_count += 1
+            verdict, answer = self.node.judge(ledger_pb2.AppendBatchRequest.FromString(data))
+            if verdict in {BREAK, APPEND_AND_BREAK}:
+                connection.abort("scripted")
+                return
+            if answer is not None:
+                connection.put(answer.SerializeToString())
+
+    def _lost(self, connection, reason):
+        self.node.connections.discard(connection)
+        self.task.cancel()
+
+
+class GrpcNode:
+    """One node of the group behind a real port. `kill` and `start` again keep the port. ``framed``: has one for frames."""
+
+    def __init__(self, group, node_id, framed=False):
+        self.framed = framed
+        self.framed_count = 0  # batches that came as frames
+        self.listener = None
+        self.connections = set()
         self.group = group
         self.node_id = node_id
         self.port = 0
@@ -313,10 +364,18 @@ class GrpcNode:
         self.port = self.server.add_insecure_port(f"127.0.0.1:{self.port}")
         self.group.addresses[self.node_id] = self.address
         await self.server.start()
+        if self.framed:
+            self.listener = PeerListener(self.node_id, NetworkOptions(), None)
+            self.listener.clients.listens(await self.listener.listen("127.0.0.1", 0), None)
+            self.listener.clients.is_reached_at({self.port})
         return self
 
     async def kill(self):
         server, self.server = self.server, None
+        if self.listener is not None:
+            self.listener.close()
+        for connection in self.connections:
+            connection.abort("killed")
         if server is not None:
             await server.stop(None)
 
@@ -349,21 +408,33 @@ class GrpcNode:
             next_sequence=answer.next_sequence,
         )
 
+    def judge(self, request):
+        """Return what the script says of a batch, and the answer to it (None: there is none)."""
+        batch = AppendBatch(request.request_id, request.session_id, request.first_sequence, tuple(request.bodies))
+        verdict, answer = self.group.judge(self.node_id, batch)
+        if answer is None:
+            return verdict, None
+        return verdict, ledger_pb2.AppendBatchResponse(
+            header=self._header(header=answer.header),
+            runs=[ledger_pb2.IndexRun(first_index=r.first_index, count=r.count, term=r.term) for r in answer.runs],
+            request_id=answer.request_id,
+        )
+
     async def _append_stream(self, requests, context):
+        lane = Lane(self)
+        if self.listener is not None:
+            asked = dict(context.invocation_metadata() or ()).get(FRAMES_KEY)
+            offer = self.listener.clients.offer(asked, lane.adopt)
+            if offer is not None:
+                await context.send_initial_metadata(offer.metadata)
         async for request in requests:
             await self._hang()
-            batch = AppendBatch(request.request_id, request.session_id, request.first_sequence, tuple(request.bodies))
-            verdict, answer = self.group.judge(self.node_id, batch)
+            verdict, answer = self.judge(request)
+            lane.took()
             if verdict in {BREAK, APPEND_AND_BREAK}:
                 await context.abort(grpc.StatusCode.UNAVAILABLE, "scripted")
             if answer is not None:
-                yield ledger_pb2.AppendBatchResponse(
-                    header=self._header(header=answer.header),
-                    runs=[
-                        ledger_pb2.IndexRun(first_index=r.first_index, count=r.count, term=r.term) for r in answer.runs
-                    ],
-                    request_id=answer.request_id,
-                )
+                yield answer
 
     async def _metadata(self, request, context):
         await self._hang()

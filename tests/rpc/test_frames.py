@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 from dledger.errors import DLedgerError, ResponseCode, UnavailableError
 from dledger.raft.messages import Heartbeat
 from dledger.rpc import peer_connections
-from dledger.rpc.frames import PREFACE, FrameConnection
+from dledger.rpc.frames import PEER_PREFACE, FrameConnection
 from dledger.rpc.peer_connections import DialledConnection
 from dledger.v1 import raft_pb2 as pb
 from tests.rpc.fakes import FAST, GROUP, Node, eventually, started
@@ -75,7 +75,7 @@ def framed(*bodies):
 async def test_frames_cut_anywhere_come_out_whole(size):
     ends = Ends(accepted=True)
     bodies = [b"a", b"", b"b" * 300, b"cd", b"e" * LIMIT]
-    wire = PREFACE + framed(*bodies)
+    wire = PEER_PREFACE + framed(*bodies)
     for at in range(0, len(wire), size):
         ends.connection.data_received(wire[at : at + size])
     assert ends.heard == [body for body in bodies if body]  # an empty one says only that somebody lives
@@ -235,7 +235,7 @@ async def test_a_stranger_is_refused_with_the_reason(listening, names, code, wor
 async def test_whoever_listens_must_be_the_peer(listening):
     """A port that another node of the group has now is not the peer's."""
     mine = dialled()
-    mine._peer = "n2"
+    mine._sender = "n2"
     with pytest.raises(UnavailableError, match="whoever listens there is 'n0'"):
         await mine.open("127.0.0.1", port_of(listening))
 
@@ -243,7 +243,8 @@ async def test_whoever_listens_must_be_the_peer(listening):
 @pytest.mark.asyncio
 async def test_strangers_are_few_and_do_not_stay(listening, monkeypatch):
     monkeypatch.setattr(peer_connections, "_HELLO_TIMEOUT_S", 0.2)
-    most = peer_connections._MAX_STRANGERS
+    most = 40  # so many come within the time
+    monkeypatch.setattr(peer_connections, "_MAX_STRANGERS", most)
     streams = [await asyncio.open_connection("127.0.0.1", port_of(listening)) for _ in range(most + 20)]
     await eventually(lambda: len(listening.transport._listener._strangers) == most)
     ended = [asyncio.ensure_future(reader.read()) for reader, _ in streams]
@@ -263,7 +264,7 @@ async def test_garbage_reaches_nobody_and_members_are_still_welcome(listening):
     rng = random.Random(5)
     hello = framed(pb.PeerHello(group=GROUP, sender="n1", target="n0").SerializeToString())
     for number in range(300):
-        start = [b"", PREFACE, PREFACE + hello][number % 3]
+        start = [b"", PEER_PREFACE, PEER_PREFACE + hello][number % 3]
         reader, writer = await asyncio.open_connection("127.0.0.1", port_of(listening))
         writer.write(start + rng.randbytes(rng.randrange(200)))
         writer.write_eof()

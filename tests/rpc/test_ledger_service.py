@@ -25,8 +25,6 @@ from dledger.errors import (
     UnavailableError,
 )
 from dledger.raft.messages import EntryType
-from dledger.rpc import append_stream
-from dledger.rpc.append_stream import MAX_OUTSTANDING_BATCHES
 from dledger.storage.entry import iter_entries, parse_slice
 from dledger.types import BatchResult, IndexRun, ReadMode
 from dledger.v1 import ledger_pb2 as pb
@@ -168,11 +166,25 @@ async def test_an_empty_body_is_an_entry(stub):
 
 async def test_appends_wait_beside_each_other(stub, backend):
     backend.hold = True
-    calls = [stub.Append(pb.AppendRequest(group=GROUP, body=b"%d" % n)) for n in range(50)]
-    await eventually(lambda: len(backend.held) == 50)
-    backend.release()
-    answers = await asyncio.gather(*calls)
-    assert sorted(answer.index for answer in answers) == list(range(50))
+    backend.max_batch_entries = 5
+    calls = asyncio.gather(*[stub.Append(pb.AppendRequest(group=GROUP, body=b"%d" % n)) for n in range(50)])
+    while not calls.done():
+        await eventually(lambda: backend.held or calls.done())
+        backend.release()
+    assert sorted(answer.index for answer in await calls) == list(range(50))
+    submitted = [bodies for name, bodies, *_ in backend.calls if name == "submit"]
+    assert sorted(body for bodies in submitted for body in bodies) == sorted(b"%d" % n for n in range(50))
+    assert len(submitted) < 30
+    assert max(map(len, submitted)) == 5
+
+
+async def test_an_append_with_a_session_goes_alone(stub, backend):
+    answers = [
+        stub.Append(pb.AppendRequest(group=GROUP, body=b"x", session_id=2, sequence=number)) for number in range(9)
+    ]
+    await asyncio.gather(*answers)
+    submitted = [(bodies, session, sequence) for name, bodies, session, sequence in backend.calls if name == "submit"]
+    assert sorted(submitted) == [([b"x"], 2, number) for number in range(9)]
 
 
 async def test_a_client_that_leaves_an_append_leaves_nothing_behind(stub, backend):
@@ -229,99 +241,6 @@ async def test_an_entry_over_the_limit_is_refused(stub, backend):
     assert (answer.header.code, answer.index) == (411, -1)
     assert "the limit is 1000" in answer.header.message
     assert backend.calls == []
-
-
-# -- the append stream
-
-
-async def test_batches_are_taken_in_order_and_answered_by_request_id(stub, backend):
-    stream = stub.AppendStream()
-    for number in range(300):
-        await stream.write(batch(b"%d" % number, b"more", request_id=number, first_sequence=number * 2))
-    await stream.done_writing()
-    answers = await collect(stream)
-    assert [answer.request_id for answer in answers] == list(range(300))
-    assert [answer.runs[0].first_index for answer in answers] == [n * 2 for n in range(300)]
-    assert [call[3] for call in backend.calls] == [n * 2 for n in range(300)]
-
-
-async def test_answers_come_in_the_order_of_completion(stub, backend):
-    """A refusal does not wait for the batches before it."""
-    backend.hold = True
-    stream = stub.AppendStream()
-    await stream.write(batch(b"slow", request_id=1))
-    await stream.write(batch(request_id=2))
-    assert (await stream.read()).request_id == 2
-    backend.release()
-    assert (await stream.read()).request_id == 1
-    await stream.done_writing()
-    assert await stream.read() is aio.EOF
-
-
-async def test_a_client_that_is_ahead_is_held_back(stub, backend):
-    """No more than the limit is ever outstanding, and everything is answered once the group catches up."""
-    backend.hold = True
-    stream = stub.AppendStream()
-    total = MAX_OUTSTANDING_BATCHES + 200
-
-    async def write():
-        for number in range(total):
-            await stream.write(batch(b"x", request_id=number))
-        await stream.done_writing()
-
-    writer = asyncio.create_task(write())
-    await eventually(lambda: len(backend.held) == MAX_OUTSTANDING_BATCHES)
-    await settled(lambda: len(backend.held))
-    assert len(backend.held) == MAX_OUTSTANDING_BATCHES
-    backend.hold = False
-    backend.release()
-    answers = await asyncio.wait_for(collect(stream), 5)
-    await writer
-    assert [answer.request_id for answer in answers] == list(range(total))
-
-
-async def test_the_stream_is_bounded_in_bytes(stub, backend, monkeypatch):
-    monkeypatch.setattr(append_stream.AppendStream.__init__, "__kwdefaults__", {"max_batches": 256, "max_bytes": 2500})
-    backend.hold = True
-    stream = stub.AppendStream()
-    for number in range(6):
-        await stream.write(batch(b"x" * 1000, request_id=number))
-    await eventually(lambda: len(backend.held) == 3)
-    await settled(lambda: len(backend.held))
-    assert len(backend.held) == 3
-    backend.hold = False
-    backend.release()
-    await stream.done_writing()
-    assert len(await collect(stream)) == 6
-
-
-async def test_a_client_that_leaves_the_stream_leaves_nothing_behind(stub, backend, node):
-    backend.hold = True
-    stream = stub.AppendStream()
-    await stream.write(batch(b"x", request_id=1))
-    await eventually(lambda: backend.held)
-    (served,) = node.server._ledger._append_streams
-    stream.cancel()
-    await eventually(lambda: not node.server._ledger._append_streams)
-    backend.release()
-    assert not served._completed
-    assert served._reader.done()
-
-
-async def test_stopping_answers_what_is_outstanding_and_ends_the_stream(stub, backend, node):
-    backend.hold = True
-    stream = stub.AppendStream()
-    await stream.write(batch(b"x", request_id=1))
-    await eventually(lambda: backend.held)
-    node.server._ledger.close()
-    backend.release()
-    assert (await stream.read()).request_id == 1
-    with pytest.raises(aio.AioRpcError) as caught:
-        await stream.read()
-    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
-    assert caught.value.details() == "n0 is stopping"
-    with pytest.raises(aio.AioRpcError):
-        await stub.AppendStream().read()
 
 
 # -- sessions, metadata
