@@ -95,6 +95,7 @@ REAL_QUEUE_ID_PROPERTY: Final = b"REAL_QID"
 _HEAD: Final = Struct(">iIiiiqqiq")  # to the born timestamp
 _TAIL: Final = Struct(">iqi")  # reconsume times, prepared offset, body length
 _V4_ALL: Final = Struct(">iIiiiqqiq8sq8siqi")
+_V4_FIXED_BYTES: Final = 91
 _LONG: Final = Struct(">q")
 _BATCH_HEAD: Final = Struct(">iIiii")
 _SHORT: Final = Struct(">h")
@@ -332,6 +333,15 @@ def encode_message(message: Message) -> bytes:
         sys_flag |= SysFlag.STORE_HOST_V6
     total = 75 + len(born) + len(stored) + len(body) + len(topic) + len(properties)
     try:
+        if total - len(body) - len(topic) - len(properties) == _V4_FIXED_BYTES:
+            fixed = _V4_ALL.pack(
+                total, MESSAGE_MAGIC, crc32(body) & 0x7FFFFFFF, message.queue_id, message.flag,
+                max(0, message.queue_offset), max(0, message.physical_offset), sys_flag, message.born_timestamp, born,
+                message.store_timestamp, stored, message.reconsume_times, message.prepared_transaction_offset,
+                len(body),
+            )  # fmt: skip
+            tail = _SHORT.pack(len(properties))
+            return b"".join((fixed, body, bytes((len(topic),)), topic, tail, properties))
         head = _HEAD.pack(
             total, MESSAGE_MAGIC, crc32(body) & 0x7FFFFFFF, message.queue_id, message.flag,
             max(0, message.queue_offset), max(0, message.physical_offset), sys_flag, message.born_timestamp,

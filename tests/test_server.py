@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 
 import pytest
 
 from dledger import DLedgerConfig, DLedgerServer, Peer
 from dledger.driver.driver import Driver
 from dledger.errors import NotLeaderError, StorageError
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+from dledger.local_group import free_ports
 
 
 def config(tmp_path, port, group="g"):
@@ -34,7 +28,7 @@ async def first_append(server):
 
 @pytest.mark.asyncio
 async def test_a_start_that_fails_in_the_end_gives_port_and_folder_back(tmp_path, monkeypatch):
-    port = free_port()
+    port = free_ports(1)[0]
 
     async def start(self):
         self.failure = asyncio.get_running_loop().create_future()
@@ -52,7 +46,7 @@ async def test_a_start_that_fails_in_the_end_gives_port_and_folder_back(tmp_path
 
 @pytest.mark.asyncio
 async def test_a_folder_of_another_group_is_refused_and_nothing_is_left_running(tmp_path):
-    port = free_port()
+    port = free_ports(1)[0]
     server = DLedgerServer(config(tmp_path, port))
     await server.start()
     await server.stop()

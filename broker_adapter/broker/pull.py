@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 from broker_adapter.broker.clients import Subscription
@@ -12,9 +14,10 @@ from broker_adapter.broker.gate import is_forwarded
 from broker_adapter.broker.groups import SubscriptionGroup
 from broker_adapter.broker.hold import HeldPull, PullHold
 from broker_adapter.remoting.codes import PullSysFlag, RequestCode, ResponseCode
-from broker_adapter.remoting.command import RemotingCommand
+from broker_adapter.remoting.command import RemotingCommand, SerializeType
 from broker_adapter.remoting.connection import RemotingConnection
 from broker_adapter.remoting.errors import CommandError
+from broker_adapter.remoting.template import AnswerTemplate
 from broker_adapter.store.api import Arrival, BrokerRole, GetMessageStatus, GetResult
 
 __all__ = ["PullProcessor"]
@@ -33,6 +36,26 @@ _MAX_SUSPEND_MS: Final = 60_000
 _MAX_HELD: Final = 100_000
 """Pulls held at once; past it a pull that finds nothing is told so at once."""
 
+_ANSWER_FIELDS: Final = ("suggestWhichBrokerId", "nextBeginOffset", "minOffset", "maxOffset")
+
+
+@lru_cache(maxsize=1024)
+def _subscription(topic: str, expression: str, version: int, expression_type: str) -> Subscription:
+    return Subscription.parse(topic, expression, version, expression_type)
+
+
+@dataclass(slots=True)
+class _Asked:
+    """A pull's header, checked."""
+
+    group: SubscriptionGroup
+    topic: str
+    queue_id: int
+    offset: int
+    max_count: int
+    sys_flag: int
+    subscription: Subscription
+
 
 class PullProcessor:
     """Answers pulls."""
@@ -40,9 +63,12 @@ class PullProcessor:
     def __init__(self, context: BrokerContext) -> None:
         self._ctx = context
         self.hold = PullHold(self._woken)
+        self._template = AnswerTemplate(_ANSWER_FIELDS, {})
         self.registered_ids: frozenset[int] = frozenset({0})
         """Ids of this broker name that are registered; the registrar keeps it current."""
         self._tasks: set[asyncio.Task[None]] = set()
+        self._awake: list[HeldPull] = []
+        # Invariant: while it holds something, `_answer_awake` is scheduled.
         context.store.add_arrival_listener(self._arrived)
         context.roles.add_listener(self.hold.wake_all)
 
@@ -50,13 +76,34 @@ class PullProcessor:
         self.hold.arrived(arrivals)
 
     def _woken(self, held: HeldPull) -> None:
-        task = asyncio.get_running_loop().create_task(self._answer_held(held))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        if not self._awake:
+            # Not at once: what wakes it is still being dispatched.
+            asyncio.get_running_loop().call_soon(self._answer_awake)
+        self._awake.append(held)
+
+    def _answer_awake(self) -> None:
+        awake, self._awake = self._awake, []
+        for held in awake:
+            if held.connection.is_closed or self._answered_now(held):
+                continue
+            task = asyncio.get_running_loop().create_task(self._answer_held(held))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    def _answered_now(self, held: HeldPull) -> bool:
+        """Answer a held pull if what it waits for is there, in memory."""
+        try:
+            asked = self._asked(held.request)
+        except CommandError as error:
+            held.connection.reply(held.request, held.request.response(error.code, error.remark))
+            return True
+        result = self._read_now(asked)
+        if result is None or result.status is not GetMessageStatus.FOUND:
+            return False
+        self._found(held.request, held.connection, asked, result)
+        return True
 
     async def _answer_held(self, held: HeldPull) -> None:
-        if held.connection.is_closed:
-            return
         try:
             response = await self.pull(held.request, held.connection, deadline=held.deadline)
         except CommandError as error:
@@ -66,13 +113,14 @@ class PullProcessor:
 
     async def stop(self) -> None:
         await self.hold.stop()
+        self._answer_awake()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     # ------------------------------------------------------------------ checks
 
     def _subscription(self, request: RemotingCommand, group: str, topic: str, sys_flag: int) -> Subscription:
         if sys_flag & PullSysFlag.SUBSCRIPTION:
-            subscription = Subscription.parse(
+            subscription = _subscription(
                 topic,
                 request.text_or("subscription"),
                 request.integer_or("subVersion", 0),
@@ -115,25 +163,57 @@ class PullProcessor:
 
     # ------------------------------------------------------------------ pulling
 
-    async def handle(self, request: RemotingCommand, connection: RemotingConnection) -> RemotingCommand | None:
-        """Answer a pull, or hold it (None)."""
-        return await self.pull(request, connection)
+    def handle(
+        self, request: RemotingCommand, connection: RemotingConnection
+    ) -> RemotingCommand | Awaitable[RemotingCommand | None] | None:
+        """Answer a pull, or hold it (None). What is found in memory is answered at once."""
+        asked = self._asked(request)
+        result = self._read_now(asked)
+        if result is None:
+            return self.pull(request, connection)
+        if result.status is not GetMessageStatus.FOUND:
+            return self._conclude(request, connection, asked, result, None)
+        self._commit(request, asked)
+        self._found(request, connection, asked, result)
+        return None
 
-    async def pull(
-        self, request: RemotingCommand, connection: RemotingConnection, deadline: float | None = None
-    ) -> RemotingCommand | None:
-        """Read once. ``deadline``: of a pull that was held; None for a fresh one."""
-        ctx = self._ctx
+    def _read_now(self, asked: _Asked) -> GetResult | None:
+        return self._ctx.store.get_message_now(
+            asked.topic, asked.queue_id, asked.offset, asked.max_count, asked.subscription.codes
+        )
+
+    def _asked(self, request: RemotingCommand) -> _Asked:
         group_name, topic = request.text("consumerGroup"), request.text("topic")
         queue_id, offset = request.integer("queueId"), request.integer("queueOffset")
         sys_flag = request.integer_or("sysFlag", 0)
         group = self._check(group_name, topic, queue_id)
         subscription = self._subscription(request, group_name, topic, sys_flag)
-        result = await ctx.store.get_message(
-            group_name, topic, queue_id, offset, max(1, request.integer("maxMsgNums")), subscription.codes
+        max_count = max(1, request.integer("maxMsgNums"))
+        return _Asked(group, topic, queue_id, offset, max_count, sys_flag, subscription)
+
+    async def pull(
+        self, request: RemotingCommand, connection: RemotingConnection, deadline: float | None = None
+    ) -> RemotingCommand | None:
+        """Read once. ``deadline``: of a pull that was held; None for a fresh one."""
+        asked = self._asked(request)
+        result = await self._ctx.store.get_message(
+            asked.group.name, asked.topic, asked.queue_id, asked.offset, asked.max_count, asked.subscription.codes
         )
+        return await self._conclude(request, connection, asked, result, deadline)
+
+    async def _conclude(
+        self,
+        request: RemotingCommand,
+        connection: RemotingConnection,
+        asked: _Asked,
+        result: GetResult,
+        deadline: float | None,
+    ) -> RemotingCommand | None:
+        """Answer with what was read, or hold the pull (None; also where it is answered already)."""
+        ctx = self._ctx
+        topic, queue_id, offset, subscription = asked.topic, asked.queue_id, asked.offset, asked.subscription
         if deadline is None:
-            self._commit(request, group_name, topic, queue_id, sys_flag)
+            self._commit(request, asked)
         code = self._code(result, offset)
         if code == ResponseCode.PULL_NOT_FOUND and ctx.store.max_offset(topic, queue_id) > max(
             result.max_offset, offset
@@ -148,27 +228,34 @@ class PullProcessor:
                 return moved
             if not ctx.config.offset_check_in_slave:
                 code = ResponseCode.PULL_RETRY_IMMEDIATELY
-        response = request.response(
-            code,
-            None if code == ResponseCode.SUCCESS else result.status.value,
-            {
-                "suggestWhichBrokerId": self._suggest(group, result),
-                "nextBeginOffset": result.next_begin_offset,
-                "minOffset": result.min_offset,
-                "maxOffset": result.max_offset,
-            },
+        if code == ResponseCode.SUCCESS:
+            self._found(request, connection, asked, result)
+            return None
+        ctx.stats.get_miss_count += 1
+        return request.response(
+            code, result.status.value, dict(zip(_ANSWER_FIELDS, self._answer_values(asked, result), strict=True))
         )
-        stats = ctx.stats
-        if code != ResponseCode.SUCCESS:
-            stats.get_miss_count += 1
-            return response
+
+    def _answer_values(self, asked: _Asked, result: GetResult) -> tuple[int, int, int, int]:
+        return self._suggest(asked.group, result), result.next_begin_offset, result.min_offset, result.max_offset
+
+    def _found(
+        self, request: RemotingCommand, connection: RemotingConnection, asked: _Asked, result: GetResult
+    ) -> None:
+        """Send the messages that were read."""
+        stats = self._ctx.stats
         stats.get_found_count += 1
         stats.get_count += len(result.buffers)
         stats.get_bytes += result.byte_count
-        key = (group_name, topic)
+        key = (asked.group.name, asked.topic)
         stats.consumed[key] = stats.consumed.get(key, 0) + len(result.buffers)
+        values = self._answer_values(asked, result)
+        if request.serialize_type is SerializeType.JSON:
+            head = self._template.head(request.opaque, values, result.byte_count)
+            connection.reply_encoded(request, ResponseCode.SUCCESS, head, result.buffers)
+            return
+        response = request.response(ResponseCode.SUCCESS, None, dict(zip(_ANSWER_FIELDS, values, strict=True)))
         connection.reply_with_buffers(request, response, result.buffers)
-        return None
 
     def _code(self, result: GetResult, offset: int) -> ResponseCode:
         if result.status in _EMPTY:
@@ -189,12 +276,12 @@ class PullProcessor:
         slaves = [broker_id for broker_id in ids if broker_id > 0]
         return min(slaves, default=0)
 
-    def _commit(self, request: RemotingCommand, group: str, topic: str, queue_id: int, sys_flag: int) -> None:
+    def _commit(self, request: RemotingCommand, asked: _Asked) -> None:
         """Take the offset that a pull carries. A slave of a log leaves that to its master, a classic one drops it."""
         offset = request.integer_or("commitOffset", -1)
-        if not sys_flag & PullSysFlag.COMMIT_OFFSET or offset < 0:
+        if not asked.sys_flag & PullSysFlag.COMMIT_OFFSET or offset < 0:
             return
-        ctx = self._ctx
+        ctx, group, topic, queue_id = self._ctx, asked.group.name, asked.topic, asked.queue_id
         if not ctx.roles.is_dledger:
             if ctx.store.role is not BrokerRole.SLAVE:
                 ctx.offsets.commit(topic, group, queue_id, offset)

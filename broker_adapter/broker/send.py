@@ -7,7 +7,8 @@ import random
 import zlib
 from collections.abc import Awaitable
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
+from operator import itemgetter
 from typing import Any, Final
 
 from broker_adapter.broker.context import BrokerContext, command_error
@@ -30,9 +31,10 @@ from broker_adapter.message import (
     set_property,
 )
 from broker_adapter.remoting.codes import MessageSysFlag, RequestCode, ResponseCode
-from broker_adapter.remoting.command import TRUE_TEXTS, RemotingCommand
+from broker_adapter.remoting.command import TRUE_TEXTS, RemotingCommand, SerializeType
 from broker_adapter.remoting.connection import RemotingConnection
 from broker_adapter.remoting.errors import CommandError
+from broker_adapter.remoting.template import AnswerTemplate
 from broker_adapter.store.api import PutMessageStatus, PutResult
 from dledger.errors import DLedgerError
 
@@ -81,7 +83,11 @@ LONG_NAMES: Final = (
 )  # fmt: skip"""A send's header fields, in the order of their short names."""
 
 SHORT_NAMES: Final = tuple("abcdefghijklm")
-_MAX_RECONSUME: Final = 11
+_MAX_RECONSUME: Final = "maxReconsumeTimes"
+_take_long: Final = itemgetter(*[name for name in LONG_NAMES if name != _MAX_RECONSUME])
+_take_short: Final = itemgetter(
+    *[short for short, name in zip(SHORT_NAMES, LONG_NAMES, strict=True) if name != _MAX_RECONSUME]
+)
 _PLAIN_TYPES: Final = frozenset({str, int})
 _SEND_LONG: Final = int(RequestCode.SEND_MESSAGE)
 _SEND_BATCH: Final = int(RequestCode.SEND_BATCH_MESSAGE)
@@ -116,21 +122,21 @@ class _Header:
 
 
 def _parse_header(request: RemotingCommand) -> _Header:
-    names = LONG_NAMES if request.code == _SEND_LONG else SHORT_NAMES
-    values: list[Any] = [request.ext.get(name) for name in names]
-    if values[_MAX_RECONSUME] is None:
-        values[_MAX_RECONSUME] = -1
-    group, topic, default, nums, queue, sys_flag, born, flag, properties, reconsume, unit, maximum, batch = values
-    texts = type(group) is type(topic) is type(default) is type(properties) is type(unit) is type(batch) is str
-    if not texts or not _PLAIN_TYPES.issuperset(map(type, values)):
-        return _parse_loose_header(request, names)
+    is_long = request.code == _SEND_LONG
+    ext = request.ext
     try:
+        values: tuple[Any, ...] = _take_long(ext) if is_long else _take_short(ext)
+        maximum = ext.get("maxReconsumeTimes" if is_long else "l", -1)  # some clients know no such thing
+        group, topic, default, nums, queue, sys_flag, born, flag, properties, reconsume, unit, batch = values
+        texts = type(group) is type(topic) is type(default) is type(properties) is type(unit) is type(batch) is str
+        if not texts or type(maximum) not in _PLAIN_TYPES or not _PLAIN_TYPES.issuperset(map(type, values)):
+            return _parse_loose_header(request, LONG_NAMES if is_long else SHORT_NAMES)
         return _Header(
             group, topic, default, int(nums), int(queue), int(sys_flag), int(born), int(flag), properties.encode(),
             int(reconsume), unit in TRUE_TEXTS, int(maximum), batch in TRUE_TEXTS or request.code == _SEND_BATCH,
         )  # fmt: skip
-    except ValueError:
-        return _parse_loose_header(request, names)
+    except (KeyError, ValueError):
+        return _parse_loose_header(request, LONG_NAMES if is_long else SHORT_NAMES)
 
 
 def _parse_loose_header(request: RemotingCommand, names: tuple[str, ...]) -> _Header:
@@ -151,6 +157,16 @@ def _parse_loose_header(request: RemotingCommand, names: tuple[str, ...]) -> _He
         request.integer_or(maximum, -1),
         request.boolean_or(batch) or request.code == _SEND_BATCH,
     )
+
+
+@lru_cache(maxsize=4096)
+def _host(address: str) -> tuple[str, int]:
+    """Host and port of a client's address."""
+    host, _, port = address.rpartition(":")
+    try:
+        return host.strip("[]"), int(port)
+    except ValueError:
+        return "0.0.0.0", 0
 
 
 def put_answer(request: RemotingCommand, result: PutResult) -> RemotingCommand:
@@ -178,6 +194,7 @@ class SendProcessor:
         self._ctx = context
         self._random = random.Random()
         self._region = {"MSG_REGION": context.config.region_id, "TRACE_ON": context.config.trace_on}
+        self._stored = AnswerTemplate(("msgId", "queueId", "queueOffset"), self._region)
 
     # ------------------------------------------------------------------ sends
 
@@ -200,11 +217,9 @@ class SendProcessor:
         topic = ctx.topics.get(header.topic)
         if topic is None or header.topic.startswith(RETRY_PREFIX):
             return self._send_later(request, header, connection.remote_address)
-        put = self._put(request, header, topic, connection.remote_address)
-        if isinstance(put, asyncio.Future):
-            put.add_done_callback(lambda done: self._answer(request, connection, done))
-            return None
-        return self._finish(request, put)
+        message = self._message(request, header, topic, connection.remote_address)
+        ctx.store.put_nowait(message, partial(self._answer, request, connection), is_batch=header.batch)
+        return None
 
     async def _serve(self, request: RemotingCommand, *, address: str) -> RemotingCommand:
         """Serve a send here that was held until this broker became master."""
@@ -220,22 +235,17 @@ class SendProcessor:
         topic = await self._topic(header)
         if queue_id is not None:
             header.queue_id = queue_id
-        return await self._finish(request, self._put(request, header, topic, address))
-
-    async def _finish(self, request: RemotingCommand, put: Awaitable[PutResult]) -> RemotingCommand:
+        message, store = self._message(request, header, topic, address), self._ctx.store
+        put = store.put_messages(message) if header.batch else store.put_message(message)
         return self._response(request, await put)
 
-    def _answer(
-        self, request: RemotingCommand, connection: RemotingConnection, done: asyncio.Future[PutResult]
-    ) -> None:
+    def _answer(self, request: RemotingCommand, connection: RemotingConnection, result: PutResult) -> None:
         """Answer a direct put. A definite refusal in DLedger mode means that the lead is going: try the next master."""
-        if done.cancelled():
+        if result.status is PutMessageStatus.PUT_OK and request.serialize_type is SerializeType.JSON:
+            self._count(request, result)
+            values = (result.message_id, result.queue_id, result.queue_offset)
+            connection.reply_encoded(request, ResponseCode.SUCCESS, self._stored.head(request.opaque, values), ())
             return
-        error = done.exception()
-        if error is not None:
-            connection.reply(request, request.response(ResponseCode.SYSTEM_ERROR, f"{type(error).__name__}: {error}"))
-            return
-        result = done.result()
         if self._may_try_again(request, result):
             answer = asyncio.ensure_future(
                 self._ctx.gate.submit(
@@ -260,17 +270,20 @@ class SendProcessor:
         )
 
     def _response(self, request: RemotingCommand, result: PutResult) -> RemotingCommand:
-        stats = self._ctx.stats
         if result.is_ok:
-            stats.put_count += result.count
-            stats.put_bytes += result.byte_count
-            topic = str(request.ext.get("b") or request.ext.get("topic"))
-            stats.put_by_topic[topic] = stats.put_by_topic.get(topic, 0) + result.count
+            self._count(request, result)
         else:
-            stats.put_failed_count += 1
+            self._ctx.stats.put_failed_count += 1
         response = put_answer(request, result)
         response.ext.update(self._region)
         return response
+
+    def _count(self, request: RemotingCommand, result: PutResult) -> None:
+        stats = self._ctx.stats
+        stats.put_count += result.count
+        stats.put_bytes += result.byte_count
+        topic = str(request.ext.get("b") or request.ext.get("topic"))
+        stats.put_by_topic[topic] = stats.put_by_topic.get(topic, 0) + result.count
 
     # ------------------------------------------------------------------ checks
 
@@ -334,9 +347,9 @@ class SendProcessor:
         ctx.stats.dead_letter_count += 1
         return dead.name, 0
 
-    # ------------------------------------------------------------------ putting
+    # ------------------------------------------------------------------ the message
 
-    def _put(self, request: RemotingCommand, header: _Header, topic: TopicConfig, address: str) -> Awaitable[PutResult]:
+    def _message(self, request: RemotingCommand, header: _Header, topic: TopicConfig, address: str) -> Message:
         if not topic.is_writable:
             raise CommandError(ResponseCode.NO_PERMISSION, f"the topic[{topic.name}] sending message is forbidden")
         queue_id = header.queue_id
@@ -355,7 +368,9 @@ class SendProcessor:
         if _REPLY_TO_PROPERTY in properties:
             # Whoever answers a request finds the topic for replies by it. Upstream marks every message.
             properties = set_property(properties, _CLUSTER_PROPERTY, self._ctx.config.broker_cluster_name.encode())
-        message = Message(
+        if header.batch and header.topic.startswith((RETRY_PREFIX, DLQ_PREFIX)):
+            raise CommandError(ResponseCode.MESSAGE_ILLEGAL, "batch request does not support retry group")
+        return Message(
             header.topic,
             body,
             queue_id,
@@ -363,14 +378,9 @@ class SendProcessor:
             header.flag,
             header.sys_flag,
             header.born_timestamp,
-            self._born_host(request, address),
+            _host(str(request.ext.get(FORWARDED_HOST_FIELD) or address)),
             header.reconsume_times,
         )
-        if not header.batch:
-            return self._ctx.store.put_message(message)
-        if header.topic.startswith((RETRY_PREFIX, DLQ_PREFIX)):
-            raise CommandError(ResponseCode.MESSAGE_ILLEGAL, "batch request does not support retry group")
-        return self._ctx.store.put_messages(message)
 
     def _inflate(self, body: bytes) -> bytes:
         """Some clients compress a batch as a whole where its messages are meant: take it apart before it is stored."""
@@ -383,14 +393,6 @@ class SendProcessor:
         if inflater.unconsumed_tail or not inflater.eof:
             raise CommandError(ResponseCode.MESSAGE_ILLEGAL, f"the batch has more than {limit} bytes, or is cut off")
         return data
-
-    def _born_host(self, request: RemotingCommand, address: str) -> tuple[str, int]:
-        text = str(request.ext.get(FORWARDED_HOST_FIELD) or address)
-        host, _, port = text.rpartition(":")
-        try:
-            return host.strip("[]"), int(port)
-        except ValueError:
-            return "0.0.0.0", 0
 
     # ------------------------------------------------------------------ send-back
 

@@ -31,6 +31,7 @@ __all__ = [
     "encode_command",
     "encode_head",
     "error_response",
+    "header_frame",
     "text_of",
 ]
 
@@ -50,7 +51,9 @@ _SHORT: Final = struct.Struct(">h")
 _quoted: Final = json.encoder.encode_basestring_ascii
 _decode_json: Final = json.JSONDecoder().decode
 _scan_json: Final = json.JSONDecoder().scan_once  # type: ignore[attr-defined] # documented nowhere, set everywhere
+_JSON_BLANKS: Final = " \t\n\r"
 _FIXED_FIELDS: Final = ("code", "opaque", "flag", "version")
+_FIXED_DEFAULTS: Final = (0, 0, 0, 0)
 _INT_MIN, _INT_MAX = -(2**31), 2**31 - 1
 
 Body = bytes | bytearray | memoryview
@@ -243,6 +246,11 @@ def encode_head(command: RemotingCommand, body_bytes: int) -> bytes:
     return _LENGTHS.pack(4 + len(header) + body_bytes, mark) + header
 
 
+def header_frame(header: bytes, body_bytes: int) -> bytes:
+    """Put the two lengths before a JSON header that is encoded already, for a body of ``body_bytes`` bytes."""
+    return _LENGTHS.pack(4 + len(header) + body_bytes, len(header)) + header
+
+
 def encode_command(command: RemotingCommand) -> bytes:
     """Return a whole frame, length first."""
     return encode_head(command, len(command.body)) + bytes(command.body)
@@ -299,8 +307,8 @@ def _parse_json(data: bytes) -> dict[str, Any]:
             header, end = _scan_json(text, 0)
         except StopIteration:
             header, end = None, -1
-        if end != len(text):  # blanks around it, or no JSON at all: the slower decoder says which
-            header = _decode_json(text)
+        if end != len(text) and (end < 0 or text[end:].strip(_JSON_BLANKS)):
+            header = _decode_json(text)  # blanks before it, or no JSON at all: the slower decoder says which
     except (JSONDecodeError, UnicodeDecodeError, RecursionError, ValueError) as error:
         raise FrameError(f"a header that is not JSON: {error}") from None
     if not isinstance(header, dict):
@@ -315,16 +323,24 @@ def _from_json(data: bytes, body: bytes) -> RemotingCommand:
         ext = {}
     elif not isinstance(ext, dict):
         raise FrameError("extFields is no object")
-    remark = header.get("remark")
-    code, opaque, flag, version = [_header_integer(header, name) for name in _FIXED_FIELDS]
+    remark, language = header.get("remark"), header.get("language")
+    code, opaque, flag, version = map(header.get, _FIXED_FIELDS, _FIXED_DEFAULTS)
+    if (
+        not type(code) is type(opaque) is type(flag) is type(version) is int
+        or not _INT_MIN <= code <= _INT_MAX
+        or not _INT_MIN <= opaque <= _INT_MAX
+        or not _INT_MIN <= flag <= _INT_MAX
+        or not _INT_MIN <= version <= _INT_MAX
+    ):
+        code, opaque, flag, version = [_header_integer(header, name) for name in _FIXED_FIELDS]
     return RemotingCommand(
         code,
         ext,
         body,
-        None if remark is None else text_of(remark),
+        remark if remark is None or type(remark) is str else text_of(remark),
         opaque,
         flag,
-        _language(header.get("language")),
+        language if type(language) is str else _language(language),
         version,
         SerializeType.JSON,
     )

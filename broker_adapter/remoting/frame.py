@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 from broker_adapter.remoting.errors import FrameError
@@ -34,12 +34,23 @@ class FrameDecoder:
         """Bytes of a frame that is not complete yet."""
         return len(self._buffer)
 
-    def feed(self, data: bytes) -> Iterator[bytes]:
-        """Take what was read and yield the frames that are now complete. Iterate to the end.
+    def feed(self, data: bytes) -> Iterable[bytes]:
+        """Take what was read and hand out the frames that are now complete. Iterate to the end.
 
         Raises:
             FrameError: a length no frame can have (after the good frames before it). The decoder is of no use then.
         """
+        size = len(data)
+        # Most reads are one whole frame.
+        if (
+            not self._buffer
+            and _MIN_LENGTH + 4 <= size <= self._max_frame_bytes
+            and int.from_bytes(data[:4], "big") == size - 4
+        ):
+            return (data[4:],)
+        return self._cut(data)
+
+    def _cut(self, data: bytes) -> Iterator[bytes]:
         if self._buffer:
             self._buffer += data
             if len(self._buffer) < self._need:

@@ -379,6 +379,12 @@ class MessageStore(Protocol):
         Contiguous in the queue. In DLedger mode a prefix may be stored where the outcome is unknown.
         """
 
+    def put_nowait(self, message: Message, done: Callable[[PutResult], None], *, is_batch: bool) -> None:
+        """As `put_message` (or, ``is_batch``, `put_messages`), answered by ``done``: once, on the event loop.
+
+        It may be called before this returns. What it raises is logged, nobody else hears of it.
+        """
+
     # ---------------------------------------------------------------- reads
 
     async def get_message(
@@ -397,6 +403,11 @@ class MessageStore(Protocol):
         ``tags_codes``: Java hash codes of the wanted tags (see ``message.tags_code``), None: everything.
         ``max_bytes`` beats the configured transfer limits (byte limits *and* counts); at least one message is returned.
         """
+
+    def get_message_now(
+        self, topic: str, queue_id: int, offset: int, max_count: int, tags_codes: frozenset[int] | None = None
+    ) -> GetResult | None:
+        """As `get_message`, from memory; None where that would have to wait for the disk."""
 
     def max_offset(self, topic: str, queue_id: int) -> int:
         """One past the last message of the queue; 0 where there is no such queue."""

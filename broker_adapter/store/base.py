@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from struct import Struct
@@ -194,7 +194,18 @@ class BaseMessageStore:
     def state_version(self, kind: str) -> tuple[int, int]:
         return self.tables.version(kind)
 
-    # ------------------------------------------------------------------ preparing puts
+    # ------------------------------------------------------------------ puts
+
+    def put_message(self, message: Message) -> Awaitable[PutResult]:
+        raise NotImplementedError
+
+    def put_messages(self, batch: Message) -> Awaitable[PutResult]:
+        raise NotImplementedError
+
+    def put_nowait(self, message: Message, done: Callable[[PutResult], None], *, is_batch: bool) -> None:
+        """See ``MessageStore.put_nowait``."""
+        put = asyncio.ensure_future(self.put_messages(message) if is_batch else self.put_message(message))
+        put.add_done_callback(lambda finished: done(finished.result()))
 
     def _prepare(self, message: Message) -> PutResult | None:
         """Check one message, stamp it, send a delayed one to the schedule topic. A result means: refused."""
@@ -270,6 +281,19 @@ class BaseMessageStore:
         found = queue
         return await self._warmed(lambda now: self._get(found, offset, max_count, tags_codes, max_bytes, now))
 
+    def get_message_now(
+        self, topic: str, queue_id: int, offset: int, max_count: int, tags_codes: frozenset[int] | None = None
+    ) -> GetResult | None:
+        """See ``MessageStore.get_message_now``."""
+        queue = self.logic.find(topic, queue_id)
+        refused = self._refuse_get(queue, offset)
+        if refused is not None or queue is None:
+            return refused
+        try:
+            return self._get(queue, offset, max_count, tags_codes, None, True)
+        except (ColdReadError, NotReadableYetError):
+            return None
+
     def _refuse_get(self, queue: ConsumeQueue | None, offset: int) -> GetResult | None:
         if queue is None:
             return GetResult(GetMessageStatus.NO_MATCHED_LOGIC_QUEUE, self._corrected(offset, 0), 0, 0)
@@ -326,7 +350,9 @@ class BaseMessageStore:
             return result
         end, memory = self.max_physical_offset, self._memory_limit()
         in_memory, on_disk = self._transfer_limits(max_count, max_bytes)
-        buffers, cache = result.buffers, self.logic.cache
+        buffers, find_cached = result.buffers, self.logic.cache.find
+        stretch_first = stretch_end = origin = 0
+        stretch = b""
         byte_count = looked = 0
         skip_below = pulled = -1
         window = _Window(self, list(UNIT.iter_unpack(units)), max_count, now=now)
@@ -343,7 +369,12 @@ class BaseMessageStore:
             pulled = physical
             if physical < skip_below or (codes is not None and tags not in codes):
                 continue
-            buffer = cache.get(physical) or window.message(number)
+            if not stretch_first <= physical < stretch_end and (cached := find_cached(physical)) is not None:
+                stretch_first, stretch_end, stretch, origin = cached
+            if stretch_first <= physical and physical + size <= stretch_end:
+                buffer: bytes | None = stretch[physical - origin : physical - origin + size]
+            else:
+                buffer = window.message(number)
             if buffer is None:
                 if not buffers:
                     result.status = GetMessageStatus.MESSAGE_WAS_REMOVING
@@ -382,7 +413,7 @@ class BaseMessageStore:
     def _look(self, physical: int, size: int | None, *, now: bool) -> bytes | None:
         if not self.min_physical_offset <= physical <= self.max_physical_offset - _HEAD_BYTES:
             return None
-        cached = self.logic.cache.get(physical)
+        cached = self.logic.cache.message(physical)
         if cached is not None:
             return cached if size is None or size == len(cached) else None
         head = self._read_log(physical, _HEAD_BYTES, now=now)

@@ -43,7 +43,7 @@ class CommitLog:
         self.files = SegmentFiles(directory, self.file_bytes, pool)
         self.end = self.written = self.flushed = 0
         self._staged: list[bytes] = []
-        self._messages: list[StoredBytes] = []
+        self._places: list[int] = []
         self._log = structlog.get_logger()
 
     @property
@@ -141,7 +141,7 @@ class CommitLog:
     def stage(self, message: bytes) -> None:
         """Take an encoded message that starts at ``end`` (see `place`)."""
         self._staged.append(message)
-        self._messages.append((message, 0, self.end))
+        self._places.append(self.end)
         self.end += len(message)
 
     def write_staged(self) -> list[StoredBytes]:
@@ -150,15 +150,16 @@ class CommitLog:
         Raises:
             DiskFullError, StorageFailedError: call `drop_staged`, or stop.
         """
-        self.files.write(self.written, b"".join(self._staged))
-        messages = self._messages
-        self._staged, self._messages = [], []
+        data, start = b"".join(self._staged), self.written
+        self.files.write(start, data)
+        messages: list[StoredBytes] = [(data, place - start, place) for place in self._places]
+        self._staged, self._places = [], []
         self.written = self.end
         return messages
 
     def drop_staged(self) -> None:
         """Forget what was staged, and what of it may have reached the file."""
-        self._staged, self._messages = [], []
+        self._staged, self._places = [], []
         self.files.truncate(self.written)
         self.end = self.written
 

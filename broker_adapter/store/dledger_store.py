@@ -5,8 +5,9 @@ queue offset the next one of its queue: both are written into the bytes by the a
 the event loop at the moment the entry gets its position. So an append that is refused takes no queue offset, and the
 order within a queue is the log's.
 
-Everything readable comes from committed entries: `apply` gets them in order on every node, dispatches messages to the
-queues and applies state records. A checkpoint says how far that is durable; after a crash the log is replayed from it.
+Everything readable comes from committed entries: every node follows the commit index, dispatches messages to the queues
+and applies state records, in order. A checkpoint says how far that is durable; after a crash the log is replayed from
+there.
 
 A leader may assign queue offsets only if it has applied everything before its term. So it becomes master by
 `set_role`, after `wait_dispatched`, for exactly one term: a put in any other term is refused.
@@ -17,7 +18,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from struct import Struct
 from typing import Final
 
@@ -45,23 +48,40 @@ from broker_adapter.store.state import STATE_MAGIC, decode_state, encode_state
 from dledger import (
     DLedgerConfig,
     DLedgerServer,
-    Entry,
     EntryType,
     NodeStatus,
     Outcome,
     RoleChangeHandler,
 )
-from dledger.errors import CorruptLogError, DiskFullError, LeaderNotReadyError, NotLeaderError, StoppedError
+from dledger.errors import (
+    CorruptLogError,
+    DiskFullError,
+    LeaderNotReadyError,
+    NotLeaderError,
+    StoppedError,
+    TermChangedError,
+)
 
 __all__ = ["ENTRY_HEADER_BYTES", "DLedgerMessageStore", "dledger_config"]
 
-_HEAD: Final = Struct(">iI20xq")
+_ENTRY: Final = Struct(">iiqqq16x")
+"""An entry's header: type, size with header, index, term, position (DLedger's layout)."""
+_MESSAGE_ENTRY: Final = Struct(">iiqqq16xiI20xq")
+"""And the begin of a message in it: total size, magic, physical offset."""
+_MESSAGE_ENTRY_BYTES: Final = _MESSAGE_ENTRY.size
 _HEAD_BYTES: Final = 36
+_NORMAL: Final = int(EntryType.NORMAL)
+_APPLY_BYTES: Final = 1024 * 1024
 _DISPATCH_CHUNK: Final = 256
 _CHECKPOINT_BYTES: Final = 64 * 1024 * 1024
 _CHECKPOINT_SECONDS: Final = 10.0
 _DISK_FULL_RETRY_S: Final = 0.2
 _MIN_BATCH_BYTES: Final = 4 * 1024 * 1024
+
+
+def _resolve(future: asyncio.Future[PutResult], result: PutResult) -> None:
+    if not future.done():
+        future.set_result(result)
 
 
 def dledger_config(config: StoreConfig) -> DLedgerConfig:
@@ -88,7 +108,7 @@ def dledger_config(config: StoreConfig) -> DLedgerConfig:
 
 
 class DLedgerMessageStore(BaseMessageStore):
-    """See ``MessageStore``. ``applied_index`` and `apply` are the state machine's side."""
+    """See ``MessageStore``. ``applied_index`` is the last entry that is dispatched here."""
 
     def __init__(self, config: StoreConfig) -> None:
         super().__init__(config)
@@ -101,13 +121,14 @@ class DLedgerMessageStore(BaseMessageStore):
         self._applied_term = -1
         self.next_offsets: dict[tuple[bytes, int], int] = {}
         self._master_term = -1
-        self._server = DLedgerServer(self._dledger_config, state_machine=self)
+        self._server = DLedgerServer(self._dledger_config)
         self._data_directory = str(self._dledger_config.node_dir / "data")
         self._segment_bytes = self._dledger_config.mapped_file_size_for_entry_data
         self._applied_waiters: list[tuple[int, asyncio.Future[None]]] = []
         self._foreign_count = 0
         self._housekeeper: asyncio.Task[None] | None = None
         self._watcher: asyncio.Task[None] | None = None
+        self._applying: asyncio.Task[None] | None = None
         self._started = False
         self._failed: asyncio.Future[BaseException] | None = None
 
@@ -140,15 +161,20 @@ class DLedgerMessageStore(BaseMessageStore):
         self._started = True
         self._housekeeper = asyncio.get_running_loop().create_task(self._keep_checkpoints(), name="store-checkpoints")
         self._watcher = asyncio.get_running_loop().create_task(self._watch_server(), name="store-watch")
+        self._applying = asyncio.get_running_loop().create_task(self._apply_committed(), name="store-apply")
+        self._applying.add_done_callback(self._apply_ended)
 
     async def _watch_server(self) -> None:
         """A log that stops by itself (a failed disk, a broken invariant) takes the store with it."""
         try:
             await self._server.wait_stopped()
         except Exception as error:
-            if self._failed is not None and not self._failed.done():
-                self._failed.set_result(error)
-            self._fail_waiters()
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        if self._failed is not None and not self._failed.done():
+            self._failed.set_result(error)
+        self._fail_waiters()
 
     def _fail_waiters(self) -> None:
         for _, waiter in self._applied_waiters:
@@ -176,11 +202,14 @@ class DLedgerMessageStore(BaseMessageStore):
                 await self._housekeeper
         self._put_groups.close()
         await self._server.stop()
+        if self._applying is not None:
+            self._applying.cancel()
+            await asyncio.gather(self._applying, return_exceptions=True)
         if self._watcher is not None:
             await self._watcher
         self._fail_waiters()
-        if self._failed is not None and self._failed.done():
-            self._close_files()
+        if (self._failed is not None and self._failed.done()) or not self.logic.is_settled:
+            self._close_files()  # the last checkpoint stands: what came after it is made anew
             return
         await self._save_checkpoint(entry_index=self.applied_index, entry_term=self._applied_term)
         remove_abort(self.root)
@@ -194,7 +223,8 @@ class DLedgerMessageStore(BaseMessageStore):
         while True:
             await asyncio.sleep(interval)
             fresh = self.logic.dispatched_physical - max(0, self._checkpoint_physical)
-            if fresh <= 0 or (fresh < _CHECKPOINT_BYTES and loop.time() - saved_at < _CHECKPOINT_SECONDS):
+            is_due = fresh >= _CHECKPOINT_BYTES or loop.time() - saved_at >= _CHECKPOINT_SECONDS
+            if fresh <= 0 or not is_due or not self.logic.is_settled:
                 continue
             try:
                 await self._save_checkpoint(entry_index=self.applied_index, entry_term=self._applied_term)
@@ -242,7 +272,7 @@ class DLedgerMessageStore(BaseMessageStore):
         return self._server.leader_hint()[0]
 
     def dledger_status(self) -> NodeStatus | None:
-        return self._server.status() if self._started else None
+        return replace(self._server.status(), applied_index=self.applied_index) if self._started else None
 
     async def transfer_leadership(self, target: str | None = None) -> str:
         return await self._server.transfer_leadership(target)
@@ -254,6 +284,8 @@ class DLedgerMessageStore(BaseMessageStore):
     async def _wait_applied(self, index: int) -> None:
         if self.applied_index >= index:
             return
+        if self._failed is not None and self._failed.done():
+            raise StoppedError("the store has failed before it applied that", outcome=Outcome.UNKNOWN)
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._applied_waiters.append((index, waiter))
         await waiter
@@ -263,39 +295,35 @@ class DLedgerMessageStore(BaseMessageStore):
     def put_message(self, message: Message) -> Awaitable[PutResult]:
         """See ``MessageStore.put_message``."""
         future: asyncio.Future[PutResult] = asyncio.get_running_loop().create_future()
-        refused = self._refuse_put() or self._prepare(message)
-        if refused is not None:
-            future.set_result(refused)
-            return future
-        try:
-            body = encode_message(message)
-        except MessageFormatError as error:
-            future.set_result(message_illegal(error.message))
-            return future
-        if len(body) > self._max_stored_bytes:
-            future.set_result(self._too_large(len(body)))
-            return future
-        self._put_groups.add(Put(future, message, (body,), len(body)))
+        self.put_nowait(message, partial(_resolve, future), is_batch=False)
         return future
 
     def put_messages(self, batch: Message) -> Awaitable[PutResult]:
         """See ``MessageStore.put_messages``."""
         future: asyncio.Future[PutResult] = asyncio.get_running_loop().create_future()
-        refused = self._refuse_put() or self._prepare(batch)
-        if refused is not None:
-            future.set_result(refused)
-            return future
-        try:
-            bodies = batch_messages(batch, decode_batch(batch.body), self._store_host)
-        except MessageFormatError as error:
-            future.set_result(message_illegal(error.message))
-            return future
-        total = sum(map(len, bodies))
-        if total > self._max_stored_bytes:
-            future.set_result(self._too_large(total))
-            return future
-        self._put_groups.add(Put(future, batch, bodies, total))
+        self.put_nowait(batch, partial(_resolve, future), is_batch=True)
         return future
+
+    def put_nowait(self, message: Message, done: Callable[[PutResult], None], *, is_batch: bool) -> None:
+        """See ``MessageStore.put_nowait``."""
+        refused = self._refuse_put() or self._prepare(message)
+        if refused is not None:
+            done(refused)
+            return
+        try:
+            if is_batch:
+                bodies: Sequence[bytes] = batch_messages(message, decode_batch(message.body), self._store_host)
+                total = sum(map(len, bodies))
+            else:
+                body = encode_message(message)
+                bodies, total = (body,), len(body)
+        except MessageFormatError as error:
+            done(message_illegal(error.message))
+            return
+        if total > self._max_stored_bytes:
+            done(self._too_large(total))
+            return
+        self._put_groups.add(Put(done, message, bodies, total))
 
     def _too_large(self, size: int) -> PutResult:
         return message_illegal(
@@ -306,6 +334,8 @@ class DLedgerMessageStore(BaseMessageStore):
     def _refuse_put(self) -> PutResult | None:
         if not self._started:
             return service_not_available("the store is stopping")
+        if self._failed is not None and self._failed.done():
+            return service_not_available("the store has failed")
         if self._role is BrokerRole.SLAVE:
             return service_not_available("this broker is a slave")
         if self._term() != self._master_term:
@@ -341,58 +371,93 @@ class DLedgerMessageStore(BaseMessageStore):
 
     # ------------------------------------------------------------------ committed entries
 
-    async def apply(self, entries: Sequence[Entry]) -> None:
-        """Take in committed entries, in order (the state machine's side).
+    async def _apply_committed(self) -> None:
+        """Follow the log as it is committed. Read as it is stored: an object for each entry costs a third."""
+        server = self._server
+        while True:
+            try:
+                commit_index = await server.wait_committed(self.applied_index + 1)
+                raw = await server.read_slice(self.applied_index + 1, commit_index, _APPLY_BYTES)
+            except Exception:
+                if self._started:
+                    raise
+                return  # the log closes
+            await self.apply(raw.data)
+            if self.applied_index < commit_index:
+                await asyncio.sleep(0)  # far behind: the node has other things to do
+
+    def _apply_ended(self, task: asyncio.Task[None]) -> None:
+        """A store that has missed an entry must not go on. Why a log has stopped, `_watch_server` hears."""
+        error = None if task.cancelled() else task.exception()
+        if error is None or isinstance(error, StoppedError | TermChangedError):
+            return
+        self._log.critical("dispatch_failed", error=str(error), kind=type(error).__name__)
+        self._fail(error)
+
+    async def apply(self, data: bytes) -> None:
+        """Take in committed entries as they stand in the log, whole ones, in order.
 
         Raises:
             CorruptLogError: the derived files belong to another log.
-            StorageError: they cannot be written; the node stops.
+            StorageError: they cannot be written; the store fails.
         """
-        self._check_continues(entries[0])
-        for first in range(0, len(entries), _DISPATCH_CHUNK):
-            chunk = entries[first : first + _DISPATCH_CHUNK]
-            await self._apply_chunk(chunk)
-            last = chunk[-1]
-            self.logic.dispatched_physical = last.pos + ENTRY_HEADER_BYTES + len(last.body)
-            self.applied_index, self._applied_term = last.index, last.term
+        self._check_continues(data)
+        at, end = 0, len(data)
+        while at < end:
+            at, index, term, following = await self._apply_chunk(data, at)
+            self.logic.dispatched_physical = following
+            self.applied_index, self._applied_term = index, term
             if self._applied_waiters:
                 self._wake_applied()
-            if first + _DISPATCH_CHUNK < len(entries):
+            if at < end:
                 await asyncio.sleep(0)
 
-    def _check_continues(self, entry: Entry) -> None:
+    def _check_continues(self, data: bytes) -> None:
         if self.applied_index < 0:
             return
+        _, _, index, term, pos = _ENTRY.unpack_from(data)
         end, segment = self.logic.dispatched_physical, self._segment_bytes
         next_segment = (end // segment + 1) * segment
-        if (
-            entry.index != self.applied_index + 1
-            or entry.pos not in {end, next_segment}
-            or entry.term < self._applied_term
-        ):
+        if index != self.applied_index + 1 or pos not in {end, next_segment} or term < self._applied_term:
             raise CorruptLogError(
                 f"{self.root}: the consume queues end after entry {self.applied_index} at byte {end}, the log goes on "
-                f"with entry {entry.index} of term {entry.term} at byte {entry.pos}: they belong to different logs. "
+                f"with entry {index} of term {term} at byte {pos}: they belong to different logs. "
                 f"Delete {self.logic.checkpoint_path}; everything derived is then made anew"
             )
 
-    async def _apply_chunk(self, entries: Sequence[Entry]) -> None:
+    async def _apply_chunk(self, data: bytes, at: int) -> tuple[int, int, int, int]:
+        """Apply some entries from ``at`` on. Returns where the next stands in ``data``, and of the last one index,
+        term and the position behind it."""
         messages: list[StoredBytes] = []
-        for entry in entries:
-            if entry.type is not EntryType.NORMAL:
-                continue
-            body = entry.body
-            physical = entry.pos + ENTRY_HEADER_BYTES
-            total, magic, place = _HEAD.unpack_from(body) if len(body) >= _HEAD_BYTES else (0, 0, 0)
-            if magic == MESSAGE_MAGIC and place == physical and total == len(body):
-                messages.append((body, 0, physical))
-            elif body[4:8] == _STATE_MAGIC_BYTES:
-                await self._dispatch(messages)
-                messages = []
-                self._apply_state(body, entry.index)
+        end = len(data)
+        unpack, unpack_message = _ENTRY.unpack_from, _MESSAGE_ENTRY.unpack_from
+        index = term = following = 0
+        for _ in range(_DISPATCH_CHUNK):
+            if at >= end:
+                break
+            if end - at >= _MESSAGE_ENTRY_BYTES:
+                kind, size, index, term, pos, total, magic, place = unpack_message(data, at)
             else:
-                self._foreign(entry)
+                kind, size, index, term, pos = unpack(data, at)
+                total = magic = place = 0
+            physical, following = pos + ENTRY_HEADER_BYTES, pos + size
+            if kind == _NORMAL:
+                if magic == MESSAGE_MAGIC and place == physical and total == size - ENTRY_HEADER_BYTES >= _HEAD_BYTES:
+                    messages.append((data, at + ENTRY_HEADER_BYTES, physical))
+                else:
+                    await self._dispatch(messages)
+                    messages = []
+                    self._apply_other(data[at + ENTRY_HEADER_BYTES : at + size], index, pos)
+            at += size
         await self._dispatch(messages)
+        return at, index, term, following
+
+    def _apply_other(self, body: bytes, index: int, pos: int) -> None:
+        """An entry that is no message: a state record, or nothing of ours."""
+        if body[4:8] == _STATE_MAGIC_BYTES:
+            self._apply_state(body, index)
+        else:
+            self._foreign(index, pos)
 
     async def _dispatch(self, messages: list[StoredBytes]) -> None:
         if not messages:
@@ -419,11 +484,11 @@ class DLedgerMessageStore(BaseMessageStore):
                 self.logic.delete_topic(key)
         self.tables.apply(records, timestamp)
 
-    def _foreign(self, entry: Entry) -> None:
+    def _foreign(self, index: int, pos: int) -> None:
         """Something else was appended to the group's log by hand: no message, so nobody consumes it."""
         self._foreign_count += 1
         if self._foreign_count == 1:
-            self._log.warning("entry_is_no_message", index=entry.index, pos=entry.pos)
+            self._log.warning("entry_is_no_message", index=index, pos=pos)
 
     def _wake_applied(self) -> None:
         left = []

@@ -28,7 +28,7 @@ import structlog
 from broker_adapter.message import java_hash, java_hash_text
 from broker_adapter.store.files import storage_error
 
-__all__ = ["ENTRY", "HEADER", "HEADER_BYTES", "IndexFile", "IndexService", "key_hash"]
+__all__ = ["ENTRY", "HEADER", "HEADER_BYTES", "IndexFile", "IndexService", "UniqueIds", "key_hash"]
 
 HEADER: Final = Struct(">qqqqii")
 HEADER_BYTES: Final = 40
@@ -44,6 +44,7 @@ IndexKey = tuple[int, int, int]
 
 _31_POW_4: Final = 31**4
 _31_POW_8: Final = 31**8 & 0xFFFFFFFF
+_ID_BYTES: Final = 32
 _MAX_CACHED: Final = 100_000
 _clients: dict[bytes, int] = {}
 """``topic#`` and the first 24 characters of a unique id → their hash, times 31^8."""
@@ -69,6 +70,10 @@ def key_hash(topic: bytes, key: bytes) -> int:
             value = _learned(topic, key)
     else:
         value = _plain_hash(topic, key)
+    return _absolute(value)
+
+
+def _absolute(value: int) -> int:
     value &= 0xFFFFFFFF
     if value & 0x80000000:
         value = 0x100000000 - value
@@ -97,6 +102,36 @@ def _learned(topic: bytes, key: bytes) -> int:
         if part not in _fours:
             _fours[part] = java_hash(part)
     return _clients[head] + _fours[key[24:28]] * _31_POW_4 + _fours[key[28:]]
+
+
+class UniqueIds:
+    """Hashes unique ids that stand in a buffer. Those of one client and millisecond share all but their counter."""
+
+    __slots__ = ("_base", "_prefix", "_topic")
+
+    def __init__(self) -> None:
+        self._topic = b""
+        self._prefix = b"\x02"  # begins no id: it is what ends one
+        self._base = 0  # the hash of topic, "#" and prefix, times 31^4
+
+    def hash(self, topic: bytes, buffer: bytes, at: int, end: int) -> int:
+        """Return `key_hash` of the property's value at ``at``; -1 where it is not the usual 32 ASCII characters.
+
+        The value ends with ``\\x02`` or at ``end``, where the properties end.
+        """
+        stop = at + _ID_BYTES
+        if stop != end and (stop > end or buffer[stop] != 2):
+            return -1
+        if not buffer.startswith(self._prefix, at) or topic != self._topic:
+            key = buffer[at:stop]
+            if not key.isascii() or b"\x02" in key:
+                return -1
+            hashed = key_hash(topic, key)  # which has learned its parts now
+            self._topic, self._prefix = topic, key[:28]
+            self._base = _clients[topic + key[:24]] + _fours[key[24:28]] * _31_POW_4
+            return hashed
+        counter = _fours.get(buffer[stop - 4 : stop])
+        return key_hash(topic, buffer[at:stop]) if counter is None else _absolute(self._base + counter)
 
 
 class IndexFile:
@@ -164,15 +199,16 @@ class IndexFile:
         used = 0
         unpack, pack_into, pack = _SLOT.unpack_from, _SLOT.pack_into, ENTRY.pack
         number = count
+        last_timestamp, seconds = -1, 0
         for hashed, physical, timestamp in keys:
             at = HEADER_BYTES + hashed % slots * 4
             previous = unpack(mapped, at)[0]
             if not 0 < previous < number:
                 previous = 0
                 used += 1
-            seconds = (timestamp - begin) // 1000 if begin > 0 else 0
-            if not 0 <= seconds <= _MAX_INT:
-                seconds = 0 if seconds < 0 else _MAX_INT
+            if timestamp != last_timestamp:
+                last_timestamp = timestamp
+                seconds = min(max((timestamp - begin) // 1000, 0), _MAX_INT) if begin > 0 else 0
             parts.append(pack(hashed, physical, seconds, previous))
             pack_into(mapped, at, number)
             number += 1

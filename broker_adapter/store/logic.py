@@ -1,8 +1,8 @@
 """What is derived from the commit log: consume queues, key index, the newest messages in memory, and who is told.
 
 `LogicStore.dispatch` takes committed messages in log order and is the only writer. Per message it costs a struct
-unpack, two searches in the properties and a dictionary insert; everything else is per batch: one write for each queue
-touched, one for the index, one call of each listener.
+unpack and three searches in the properties; everything else is per batch: one write for each queue touched, one for
+the index, one call of each listener, one entry of the cache.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections import deque
 from collections.abc import Iterable
 from struct import Struct
 from typing import Final
@@ -29,7 +28,8 @@ from broker_adapter.store.api import SCHEDULE_TOPIC, Arrival, ArrivalListener, S
 from broker_adapter.store.checkpoint import LogicCheckpoint, boot_id
 from broker_adapter.store.consume_queue import UNIT, UNIT_BYTES, ConsumeQueue
 from broker_adapter.store.files import FdPool
-from broker_adapter.store.index_file import IndexService, key_hash
+from broker_adapter.store.index_file import IndexService, UniqueIds, key_hash
+from broker_adapter.store.tail_cache import TailCache
 
 __all__ = ["DelayLevels", "LogicStore", "StoredBytes"]
 
@@ -98,10 +98,8 @@ class LogicStore:
         self._dirty: set[ConsumeQueue] = set()
         self._touched: list[ConsumeQueue] = []  # collected by `dispatch`, not yet written
         self._keys: list[tuple[int, int, int]] = []
-        self.cache: dict[int, bytes] = {}
-        self._cache_limit = config.message_cache_bytes
-        self._cache_bytes = 0
-        self._cached: deque[tuple[list[int], int]] = deque()
+        self._ids = UniqueIds()
+        self.cache = TailCache(config.message_cache_bytes)
         self._min_physical = 0
         self._log = structlog.get_logger()
 
@@ -201,27 +199,26 @@ class LogicStore:
             DiskFullError: nothing is lost; call `finish` until it succeeds, before anything else is dispatched.
             StorageFailedError: final.
         """
-        touched, keys = self._touched, self._keys
-        cached: list[int] = []
-        cached_bytes = 0
-        queues, cache, pack_unit, unpack = self.queues, self.cache, UNIT.pack, _FIXED_V4.unpack_from
+        touched, pack_unit, unpack = self._touched, UNIT.pack, _FIXED_V4.unpack_from
         index_enabled = self._index_enabled
-        store_timestamp = 0
-        topic, last_id, queue = b"", -1, None
+        store_timestamp = first = following = 0
+        topic, marked_topic, last_id, queue = b"", b"\0", -1, None
+        last: bytes | None = None
+        origin = 0
         for buffer, at, physical in messages:
             total, queue_id, queue_offset, sys_flag, store_timestamp, body_length = unpack(buffer, at)
             topic_at = at + 88 + body_length
             if sys_flag & _V6_FLAGS:
                 store_timestamp, topic_at = _v6_fields(buffer, at, sys_flag)
-            topic_end = topic_at + 1 + buffer[topic_at]
-            properties = buffer[topic_end + 2 : at + total]
-            transaction = sys_flag & 12
             # Neighbours are often of the same queue: a batch is, to begin with.
-            if queue_id != last_id or buffer[topic_at + 1 : topic_end] != topic:
-                topic, last_id, queue = buffer[topic_at + 1 : topic_end], queue_id, None
+            if queue_id != last_id or not buffer.startswith(marked_topic, topic_at):
+                marked_topic = buffer[topic_at : topic_at + 1 + buffer[topic_at]]
+                topic, last_id, queue = marked_topic[1:], queue_id, None
+            begin, end = topic_at + len(marked_topic) + 2, at + total
+            transaction = sys_flag & 12
             if not transaction or transaction == 8:
                 if queue is None:
-                    queue = queues.get((topic, queue_id)) or self._queue(topic, queue_id)
+                    queue = self._queue(topic, queue_id)
                 units = queue.units
                 if not units:
                     touched.append(queue)
@@ -229,27 +226,43 @@ class LogicStore:
                     self._misplaced(queue, queue_offset, physical)
                     units = queue.units
                 if topic == _SCHEDULE:
-                    code = self._due(properties, store_timestamp)
+                    code = self._due(buffer[begin:end], store_timestamp)
+                elif buffer.find(_TAGS_NEEDLE, begin, end) >= 0:
+                    code = tags_code(get_property(buffer[begin:end], TAGS_PROPERTY))
                 else:
                     code = 0
-                    found = properties.find(_TAGS_NEEDLE)
-                    if found >= 0:
-                        if found == 0 or properties[found - 1] == 2:
-                            end = properties.find(b"\x02", found)
-                            code = tags_code(properties[found + 5 : end] if end >= 0 else properties[found + 5 :])
-                        else:
-                            code = tags_code(get_property(properties, TAGS_PROPERTY))
                 units.append(pack_unit(physical, total, code))
                 queue.tags.append(code)
             if index_enabled and transaction != 12:
-                _collect_keys(keys, topic, properties, physical, store_timestamp)
-            cache[physical] = buffer if len(buffer) == total else buffer[at : at + total]
-            cached.append(physical)
-            cached_bytes += total
-        if cached:
+                self._collect_keys(topic, buffer, begin, end, physical, store_timestamp)
+            if buffer is not last:
+                if last is not None:
+                    self.cache.add(last, origin, first, following)
+                last, origin, first = buffer, physical - at, physical
+            following = physical + total
+        if last is not None:
             self.last_store_timestamp = store_timestamp
-            self._remember(cached, cached_bytes)
+            self.cache.add(last, origin, first, following)
         self.finish()
+
+    def _collect_keys(
+        self, topic: bytes, buffer: bytes, begin: int, end: int, physical: int, store_timestamp: int
+    ) -> None:
+        """Note the index entries of a message whose properties stand in [begin, end) of ``buffer``."""
+        found = buffer.find(_UNIQUE_NEEDLE, begin, end)
+        if found >= 0:
+            hashed = self._ids.hash(topic, buffer, found + 9, end) if found == begin or buffer[found - 1] == 2 else -1
+            if hashed < 0:
+                unique = get_property(buffer[begin:end], UNIQ_KEY_PROPERTY)
+                hashed = key_hash(topic, unique) if unique else -1
+            if hashed >= 0:
+                self._keys.append((hashed, physical, store_timestamp))
+        if buffer.find(_KEYS_NEEDLE, begin, end) >= 0:
+            text = get_property(buffer[begin:end], KEYS_PROPERTY)
+            if text:
+                for key in text.split(b" "):
+                    if key:
+                        self._keys.append((key_hash(topic, key), physical, store_timestamp))
 
     def finish(self) -> None:
         """Write what `dispatch` collected and tell the listeners. Repeatable after DiskFullError."""
@@ -269,6 +282,12 @@ class LogicStore:
             if arrivals:
                 for listener in self._listeners:
                     listener(arrivals)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether all that was dispatched is written. On a full disk it may not be: then no checkpoint may be taken,
+        because some queues are ahead of `dispatched_physical`."""
+        return not self._touched and not self._keys
 
     def _misplaced(self, queue: ConsumeQueue, queue_offset: int, physical: int) -> None:
         """A message is not where the queue ends: the queue begins later (blanks), or an invariant broke elsewhere.
@@ -302,17 +321,6 @@ class LogicStore:
         if level > 0:
             return self.delays.due_ms(level, store_timestamp)
         return tags_code(get_property(properties, TAGS_PROPERTY))
-
-    def _remember(self, physical: list[int], byte_count: int) -> None:
-        """Keep the newest messages; the oldest batches go first."""
-        self._cached.append((physical, byte_count))
-        self._cache_bytes += byte_count
-        cache = self.cache
-        while self._cache_bytes > self._cache_limit and self._cached:
-            oldest, size = self._cached.popleft()
-            self._cache_bytes -= size
-            for key in oldest:
-                cache.pop(key, None)
 
     # ------------------------------------------------------------------ topics, retention
 
@@ -369,26 +377,6 @@ def _v6_fields(buffer: bytes, at: int, sys_flag: int) -> tuple[int, int]:
     store_timestamp: int = _LONG.unpack_from(buffer, at + 56 + born)[0]
     body_length: int = _INT.unpack_from(buffer, at + 84 + both)[0]
     return store_timestamp, at + 88 + both + body_length
-
-
-def _collect_keys(
-    keys: list[tuple[int, int, int]], topic: bytes, properties: bytes, physical: int, store_timestamp: int
-) -> None:
-    found = properties.find(_UNIQUE_NEEDLE)
-    if found >= 0:
-        if found == 0 or properties[found - 1] == 2:
-            end = properties.find(b"\x02", found)
-            unique: bytes | None = properties[found + 9 : end] if end >= 0 else properties[found + 9 :]
-        else:
-            unique = get_property(properties, UNIQ_KEY_PROPERTY)
-        if unique:
-            keys.append((key_hash(topic, unique), physical, store_timestamp))
-    if _KEYS_NEEDLE in properties:
-        text = get_property(properties, KEYS_PROPERTY)
-        if text:
-            for key in text.split(b" "):
-                if key:
-                    keys.append((key_hash(topic, key), physical, store_timestamp))
 
 
 def now_ms() -> int:

@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 from struct import Struct
 from typing import Final
 
+import structlog
+
 from broker_adapter.message import TRANSACTION_TYPE_MASK, Message, SysFlag
 from broker_adapter.store.api import PutMessageStatus, PutResult
 from dledger import BatchResult, DLedgerError, ResponseCode
@@ -64,12 +66,12 @@ def put_status(error: Exception, *, has_position: bool) -> PutMessageStatus:
 class Put:
     """One put: a message or a batch, encoded but for its place, and who waits for the answer."""
 
-    __slots__ = ("_queue_id", "_time", "bodies", "bumps", "byte_count", "future", "key", "physical", "queue_offset")
+    __slots__ = ("_done", "_queue_id", "_time", "bodies", "bumps", "byte_count", "key", "physical", "queue_offset")
 
     def __init__(
-        self, future: asyncio.Future[PutResult], message: Message, bodies: Sequence[bytes], byte_count: int
+        self, done: Callable[[PutResult], None], message: Message, bodies: Sequence[bytes], byte_count: int
     ) -> None:
-        self.future = future
+        self._done = done
         self.bodies = bodies
         self.byte_count = byte_count
         self.key = (message.topic.encode(), message.queue_id)
@@ -82,16 +84,16 @@ class Put:
 
     def answer(self, status: PutMessageStatus, remark: str, host: str) -> None:
         """Tell who waits. ``host``: the store host in hex, the beginning of a message id."""
-        if self.future.done():
-            return
         physical = self.physical
-        self.future.set_result(
-            PutResult(
-                status, self.queue_offset, physical[0] if physical else -1,
-                ",".join([f"{host}{at:016X}" for at in physical]), self._time, bool(physical), remark,
-                len(self.bodies), self.byte_count, self._queue_id,
-            )
+        result = PutResult(
+            status, self.queue_offset, physical[0] if physical else -1,
+            ",".join([f"{host}{at:016X}" for at in physical]), self._time, bool(physical), remark,
+            len(self.bodies), self.byte_count, self._queue_id,
         )  # fmt: skip
+        try:
+            self._done(result)
+        except Exception as error:  # the others of the group must have their answers, too
+            structlog.get_logger().error("put_answer_failed", error=repr(error), exc_info=error)
 
 
 class _Group:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -19,6 +18,7 @@ from broker_adapter.namesrv.server import NameServer, NameServerOptions
 from broker_adapter.remoting.client import RemotingClient
 from broker_adapter.remoting.codes import RequestCode
 from broker_adapter.remoting.command import RemotingCommand
+from dledger.local_group import free_ports
 
 HOST = "127.0.0.1"
 SMALL_FILES: dict[str, Any] = {
@@ -27,18 +27,6 @@ SMALL_FILES: dict[str, Any] = {
     "max_hash_slot_count": 1000,
     "max_index_count": 4000,
 }
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that were free a moment ago."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind((HOST, 0))
-        return [one.getsockname()[1] for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
 
 
 async def eventually(check: Callable[[], Any] | Callable[[], Awaitable[Any]], timeout_s: float = 15.0) -> Any:

@@ -16,7 +16,8 @@ from click.testing import CliRunner, Result
 import broker_adapter.admin.commands  # noqa: F401 - registers the commands
 from broker_adapter.admin.client import parse_offset_table
 from broker_adapter.admin.main import cli
-from tests.broker.harness import HOST, Client, eventually, free_ports, local_config, name_server, running
+from dledger.local_group import free_ports
+from tests.broker.harness import HOST, Client, eventually, local_config, name_server, running
 
 
 class Served:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.broker.harness import HOST, free_ports
+from dledger.local_group import free_ports
+from tests.broker.harness import HOST
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FastTry = Callable[..., "subprocess.CompletedProcess[str]"]

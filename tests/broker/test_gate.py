@@ -15,7 +15,8 @@ from broker_adapter.remoting.codes import ResponseCode
 from broker_adapter.remoting.command import RemotingCommand
 from broker_adapter.remoting.connection import RemotingConnection
 from broker_adapter.remoting.server import RemotingServer
-from tests.broker.harness import HOST, eventually, free_ports
+from dledger.local_group import free_ports
+from tests.broker.harness import HOST, eventually
 
 
 class FakeMaster:

@@ -22,7 +22,8 @@ import pytest
 from broker_adapter.remoting.codes import RequestCode, ResponseCode
 from broker_adapter.remoting.command import RemotingCommand
 from broker_adapter.remoting.errors import RemotingError
-from tests.broker.harness import HOST, Client, eventually, free_ports
+from dledger.local_group import free_ports
+from tests.broker.harness import HOST, Client, eventually
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 ENV = {**os.environ, "PYTHONPATH": str(REPOSITORY), "NAMESRV_ADDR": ""}
@@ -45,7 +46,10 @@ class Processes:
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._spawn("namesrv", "broker_adapter.namesrv.main", "--port", str(namesrv))
         self._broker("master", master, f"brokerId=0\nbrokerRole={role}\n")
-        self._broker("slave", slave, "brokerId=1\nbrokerRole=SLAVE\n")
+
+    def start_slave(self) -> None:
+        """To be called when the master is registered: a slave that finds none asks again half a minute later."""
+        self._broker("slave", int(self.slave.rpartition(":")[2]), "brokerId=1\nbrokerRole=SLAVE\n")
 
     def _broker(self, name: str, port: int, role: str) -> None:
         conf = self._root / f"{name}.conf"
@@ -94,14 +98,21 @@ def processes(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Proces
 async def ready(processes: Processes) -> None:
     """Wait until the master serves and its slave has all that there is."""
 
-    async def connected() -> bool:
+    async def registered() -> bool:
         try:
-            async with Client(processes.master) as client:
-                status = (await client.ask(RequestCode.GET_BROKER_HA_STATUS)).json_object()
-                return any(slave["inSync"] for slave in status["haConnectionInfo"])
+            async with Client(processes.namesrv) as client:
+                table = (await client.ask(RequestCode.GET_BROKER_CLUSTER_INFO)).json_object()["brokerAddrTable"]
+                return "0" in table.get("b", {}).get("brokerAddrs", {})
         except RemotingError:
             return False
 
+    async def connected() -> bool:
+        async with Client(processes.master) as client:
+            status = (await client.ask(RequestCode.GET_BROKER_HA_STATUS)).json_object()
+            return any(slave["inSync"] for slave in status["haConnectionInfo"])
+
+    await eventually(registered, 60)
+    processes.start_slave()
     await eventually(connected, 60)
 
 

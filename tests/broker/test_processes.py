@@ -17,7 +17,8 @@ import pytest
 
 from broker_adapter.remoting.codes import RequestCode
 from broker_adapter.remoting.errors import RemotingError
-from tests.broker.harness import HOST, Client, free_ports
+from dledger.local_group import free_ports
+from tests.broker.harness import HOST, Client
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 BROKER = "broker_adapter.broker.main"

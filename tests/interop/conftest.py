@@ -19,7 +19,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.broker.harness import HOST, free_ports
+from dledger.local_group import free_ports
+from tests.broker.harness import HOST
 from tests.interop.driver import Driver, Process
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -19,7 +19,8 @@ from broker_adapter.remoting.errors import (
 )
 from broker_adapter.remoting.server import RemotingServer
 from dledger.errors import UnexpectedArgumentError
-from tests.broker.harness import HOST, eventually, free_ports
+from dledger.local_group import free_ports
+from tests.broker.harness import HOST, eventually
 
 
 class Served:

@@ -37,6 +37,7 @@ from dledger.errors import (
     PendingFullError,
     QuorumTimeoutError,
     StoppedError,
+    StorageFailedError,
     TermChangedError,
 )
 from dledger.local_group import free_ports
@@ -463,6 +464,53 @@ async def test_disk_full_under_the_queues_delays_and_loses_nothing(
     await store.wait_dispatched()
     assert store.max_offset("Topic", 0) == 2
     assert store.dispatch_behind_bytes() == 0
+
+
+async def test_a_node_stopped_while_a_full_disk_holds_its_dispatch_starts_from_the_checkpoint_before(
+    alone: Group, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of two queues was written, the other not: a checkpoint of that would put a message twice into the first."""
+    store = await alone.master()
+    for queue_id in (0, 1):
+        await store.put_message(message(queue_id, queue_id=queue_id))
+    await store.wait_dispatched()
+    queue = store.logic.find("Topic", 0)
+    assert queue is not None
+
+    def full(pos: int, data: bytes) -> None:
+        raise DiskFullError("no space left on device")
+
+    monkeypatch.setattr(queue.files, "write", full)
+    puts = [store.put_message(message(2 + queue_id, queue_id=queue_id)) for queue_id in (0, 1)]
+    assert all([(await put).is_ok for put in puts])
+    await eventually(lambda: store.max_offset("Topic", 1) == 2)
+    assert (store.max_offset("Topic", 0), store.logic.is_settled) == (1, False)
+    await alone.stop("n0")
+    store = await alone.start("n0")
+    assert await alone.master() is store
+    assert [len(await consume(store, "Topic", queue_id)) for queue_id in (0, 1)] == [2, 2]
+    assert (store.logic.misplaced_count, store.logic.is_settled) == (0, True)
+
+
+async def test_a_dispatch_that_cannot_go_on_ends_the_store(alone: Group, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = await alone.master()
+    await store.put_message(message(0, queue_id=0))
+    await store.wait_dispatched()
+    queue = store.logic.find("Topic", 0)
+    assert queue is not None
+
+    def broken(pos: int, data: bytes) -> None:
+        raise StorageFailedError("input/output error")
+
+    monkeypatch.setattr(queue.files, "write", broken)
+    assert (await store.put_message(message(1, queue_id=0))).is_ok, "it is in the log"
+    waiting = asyncio.ensure_future(store.wait_dispatched())
+    async with asyncio.timeout(10):
+        assert isinstance(await store.wait_failed(), StorageFailedError)
+        with pytest.raises(StoppedError):
+            await waiting
+    refused = await store.put_message(message(2, queue_id=0))
+    assert (refused.status, refused.maybe_stored) == (PutMessageStatus.SERVICE_NOT_AVAILABLE, False)
 
 
 async def test_without_a_quorum_the_outcome_is_unknown_and_said_so(group: Group) -> None:

@@ -63,7 +63,7 @@ class Setup:
     def put(self, queue_id: int = 0, count: int = 1, size: int = BODY_BYTES) -> asyncio.Future[PutResult]:
         future: asyncio.Future[PutResult] = asyncio.get_running_loop().create_future()
         message = Message("T", b"", queue_id)
-        self.groups.add(Put(future, message, [bytes(size)] * count, size * count))
+        self.groups.add(Put(future.set_result, message, [bytes(size)] * count, size * count))
         return future
 
 
