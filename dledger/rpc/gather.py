@@ -114,7 +114,10 @@ class GatheredAppends:
                         future.set_result(place)
             self._rounds.ended(count)
 
-        self._backend.submit(bodies, session_id=0, first_sequence=0, done=done)
+        try:
+            self._backend.submit(bodies, session_id=0, first_sequence=0, done=done)
+        except Exception as error:  # else this round would never end, nor another begin
+            asyncio.get_running_loop().call_soon(done, None, error)
         return waiting[count:]
 
 

@@ -143,6 +143,17 @@ async def test_a_refusal_is_everybodys_and_a_caller_that_left_disturbs_nobody():
     assert await appends.append(b"y") == AppendResult(1, 3)
 
 
+async def test_a_mistake_of_ours_ends_its_round_too():
+    backend = FakeBackend()
+    works, backend.submit = backend.submit, None
+    appends = GatheredAppends(backend)
+    for _ in range(3):
+        with pytest.raises(TypeError):
+            await appends.append(b"x")
+    backend.submit = works
+    assert await appends.append(b"y") == AppendResult(0, 3)
+
+
 async def test_a_read_index_is_asked_for_after_the_last_who_shares_it_came():
     backend = FakeBackend()
     asked = []
