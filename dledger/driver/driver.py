@@ -460,8 +460,8 @@ class Driver:
         if message == self._last_message and raw is not None and self._last_message.payload is raw:
             message = self._last_message  # the same bytes for the next peer: the transport serialises them once
         else:
-            prev_chain_crc = self.store.chain_crc_at(message.prev_log_index) if raw is None else raw.prev_chain_crc
-            message = replace(message, prev_chain_crc=prev_chain_crc, payload=raw)
+            if raw is not None:  # a probe carries nothing that could be chained
+                message = replace(message, prev_chain_crc=raw.prev_chain_crc, payload=raw)
             self._last_message = message
         self.recent.sent(request.peer, message)
         self._transport.send(request.peer, message)

@@ -47,6 +47,7 @@ __all__ = [
     "RawSlice",
     "SessionRun",
     "Slice",
+    "chained_crc",
     "encode_groups",
     "iter_entries",
     "parse_prefix",
@@ -237,6 +238,12 @@ def encode_groups(
             sessions.append(SessionRun(channel, run_start, index - run_start, client_id))
     cut()
     return slices
+
+
+def chained_crc(before: int, header: tuple[int, ...]) -> int:
+    """Return the chain_crc that an entry with these header fields has behind one with the chain_crc ``before``."""
+    magic, size, index, term, pos, channel, _, body_crc, length = header
+    return int(_extend(before, HEADER.pack(magic, size, index, term, pos, channel, 0, body_crc, length)))
 
 
 def parse_slice(data: bytes, first_index: int, prev_chain_crc: int) -> Slice:

@@ -35,6 +35,7 @@ from dledger.storage.entry import (
     EntryGroup,
     RawSlice,
     Slice,
+    chained_crc,
     encode_groups,
     parse_slice,
 )
@@ -402,8 +403,20 @@ class LogStore:
                 return part.end_pos, part.chain_crc
             end = part.offsets[index + 1 - part.first_index]
             return part.first_pos + end, part.chain_crc_before(index + 1)
-        header = self._header(index)
+        header = self._verified_header(index)
         return header[4] + header[1], header[6]
+
+    def _verified_header(self, index: int) -> tuple[int, ...]:
+        """As `_header`, with its chain_crc proved: what is appended next is chained to it.
+
+        Raises:
+            CorruptLogError: this header, or the one before it, is not what was written.
+        """
+        header = self._header(index)
+        before = self._header(index - 1)[6] if index > 0 else 0
+        if chained_crc(before, header) != header[6]:
+            raise self._damaged(header[4], f"the header of entry {index} is not the one that was written")
+        return header
 
     def _header(self, index: int) -> tuple[int, ...]:
         """Read a written entry's header by way of its index record."""
@@ -710,11 +723,7 @@ class LogStore:
             parsed = parse_slice(data, first_index, prev_chain_crc)
         except CorruptSliceError as error:
             self._check_records(records, first_index, pos, count)
-            start = self._data.start_of(pos)
-            raise CorruptLogError(
-                f"{self._data.path(start)}: damaged behind byte {pos - start} ({error.message}). Restore the folder "
-                "from a copy, or delete it and let the node catch up from its peers (one node at a time, never all)"
-            ) from error
+            raise self._damaged(pos, error.message) from error
         if len(parsed) != count or parsed.first_pos != pos:
             raise self._bad_record(first_index)
         return RawSlice(first_index, parsed.last_index, data, prev_chain_crc)
@@ -725,6 +734,13 @@ class LogStore:
             if (entry_pos, index) != (pos, first_index + number) or size < HEADER_BYTES:
                 raise self._bad_record(first_index + number)
             pos += size
+
+    def _damaged(self, pos: int, problem: str) -> CorruptLogError:
+        start = self._data.start_of(pos)
+        return CorruptLogError(
+            f"{self._data.path(start)}: damaged behind byte {pos - start} ({problem}). Restore the folder "
+            "from a copy, or delete it and let the node catch up from its peers (one node at a time, never all)"
+        )
 
     def _bad_record(self, index: int) -> CorruptLogError:
         at = index * INDEX_RECORD_BYTES

@@ -8,7 +8,7 @@ import random
 
 import pytest
 
-from dledger.errors import StorageFailedError
+from dledger.errors import CorruptLogError, StorageFailedError
 from dledger.raft.messages import EntryType, HardState, LogId
 from dledger.raft.ready import SendEntries
 from dledger.sim.clients import submit
@@ -159,3 +159,30 @@ def test_a_completion_does_not_vouch_for_entries_that_were_truncated_meanwhile()
     assert first.last == LogId(-1, -1)
     second = write(store)
     assert second.last == LogId(1, 0)
+
+
+@pytest.mark.parametrize("byte", [36, 39, 41, 5, 20, 33])
+def test_a_damaged_header_is_not_what_the_next_entry_is_chained_to(byte):
+    """Seed 9665: a bit of a chain_crc flipped on the leader's disk, and the header was believed when it was read again.
+
+    A node that truncated down to it would have chained what follows to garbage: its followers, as good as they are, would
+    have stopped at the first entry.
+    """
+    machine = Machine()
+    store = machine.open()
+    for number in range(3):
+        append(store, 1, b"%d" % number)
+        write(store)
+    store.commit(0)
+    good = store.chain_crc_at(0)
+    store = machine.open()  # with nothing in memory
+    assert store.chain_crc_at(0) == good
+    data = bytearray(1)
+    handle = machine.fs.open("/sim/n0/data/" + "0" * 20)
+    data[0] = machine.fs.pread(handle, 1, byte)[0] ^ 4
+    machine.fs.pwrite(handle, bytes(data), byte)
+    machine.fs.close(handle)
+    with pytest.raises(CorruptLogError, match="damaged"):
+        store.chain_crc_at(0)
+    with pytest.raises(CorruptLogError, match="damaged"):
+        store.truncate(1)
