@@ -74,6 +74,8 @@ _Waiters = list[tuple[int, asyncio.Future[int]]]
 
 _MAX_ROUNDS_A_PUMP = 64
 _READ_RETRY_S = 0.02
+_QUICK_READ_BYTES = 16 * 1024
+"""A read of so little is over sooner than two threads have handed it to each other, unless the disk is slow."""
 
 
 class Driver:
@@ -624,7 +626,8 @@ class Driver:
             raise IndexOutOfRangeError(f"the range {first_index}..{last_index} is empty")
         raw = self.store.cached(first_index, last_index, max_bytes)
         if raw is None:
-            raw = await self._reader.run(self.store.read, first_index, last_index, max_bytes)
+            run = self._reader.run_quick if max_bytes <= _QUICK_READ_BYTES else self._reader.run
+            raw = await run(self.store.read, first_index, last_index, max_bytes)
         return raw
 
     def position_of(self, index: int) -> int:
