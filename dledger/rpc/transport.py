@@ -337,11 +337,11 @@ class GrpcTransport:
             # A write into a stream that is already broken; its cancellation is on the way.
             stream.close(grpc.StatusCode.UNAVAILABLE, f"write failed: {error}")
         finally:
+            self._end(stream)  # first: gRPC may cancel this task while it waits below, too
             if reader is not None:
                 # gRPC frees the call when this method returns: the reader must not touch it any more.
                 reader.cancel()
                 await asyncio.wait({reader})
-            self._end(stream)
         if stream.close_code is not grpc.StatusCode.OK:
             await context.abort(stream.close_code, stream.close_reason)
 

@@ -412,6 +412,17 @@ async def test_a_newer_stream_of_the_same_peer_replaces_the_older(node, channel)
     await node.handler.until(lambda: ("down", "n1") in node.handler.events)
 
 
+async def test_every_stream_that_ends_is_told(node, channel):
+    """Also where gRPC cancels the call a second time, while it is being left."""
+    for _ in range(60):
+        node.handler.events.clear()
+        stream = await open_stream(channel)
+        node.transport.send("n1", HeartbeatResponse("n0", 1, 8, 0, 0, 0))
+        await stream.read()
+        stream.cancel()
+        await node.handler.until(lambda: ("down", "n1") in node.handler.events)
+
+
 async def test_a_bad_response_resets_our_stream():
     """A peer that answers nonsense is not listened to; the stream is opened anew."""
     opened = 0
