@@ -80,7 +80,8 @@ LONG_NAMES: Final = (
     "unitMode",
     "maxReconsumeTimes",
     "batch",
-)  # fmt: skip"""A send's header fields, in the order of their short names."""
+)
+"""A send's header fields, in the order of their short names."""
 
 SHORT_NAMES: Final = tuple("abcdefghijklm")
 _MAX_RECONSUME: Final = "maxReconsumeTimes"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -126,7 +127,7 @@ class NotReadableYetError(StorageError):
     default_retriable = True
 
 
-class BaseMessageStore:
+class BaseMessageStore(ABC):
     """Reads, state and listeners over a `LogicStore`; a subclass brings the commit log.
 
     The subclass implements `_read_log` and the two physical ends, and calls `LogicStore.dispatch`.
@@ -165,16 +166,18 @@ class BaseMessageStore:
     # ------------------------------------------------------------------ for the subclass
 
     @property
+    @abstractmethod
     def max_physical_offset(self) -> int:
-        raise NotImplementedError
+        """See ``MessageStore``."""
 
     @property
+    @abstractmethod
     def min_physical_offset(self) -> int:
-        raise NotImplementedError
+        """Where the commit log begins."""
 
+    @abstractmethod
     def _read_log(self, physical: int, length: int, *, now: bool) -> bytes:
         """Bytes of the commit log; empty where they are not there (any more, or yet)."""
-        raise NotImplementedError
 
     # ------------------------------------------------------------------ role, listeners, state
 
@@ -196,11 +199,13 @@ class BaseMessageStore:
 
     # ------------------------------------------------------------------ puts
 
+    @abstractmethod
     def put_message(self, message: Message) -> Awaitable[PutResult]:
-        raise NotImplementedError
+        """See ``MessageStore``."""
 
+    @abstractmethod
     def put_messages(self, batch: Message) -> Awaitable[PutResult]:
-        raise NotImplementedError
+        """See ``MessageStore``."""
 
     def put_nowait(self, message: Message, done: Callable[[PutResult], None], *, is_batch: bool) -> None:
         """See ``MessageStore.put_nowait``."""
@@ -541,8 +546,9 @@ class BaseMessageStore:
 
     # ------------------------------------------------------------------ figures
 
+    @abstractmethod
     def dispatch_behind_bytes(self) -> int:
-        raise NotImplementedError
+        """See ``MessageStore``."""
 
     def runtime_info(self) -> dict[str, str]:
         """See ``MessageStore.runtime_info``."""

@@ -27,7 +27,8 @@ from dledger.metrics.instruments import DriverMetrics
 from dledger.raft.core import RaftCore
 from dledger.raft.messages import EntryType, NodeId, Role, invariant
 from dledger.raft.ready import ProposalRefusedError, RefusalReason
-from dledger.storage.entry import HEADER_BYTES, EntryGroup
+from dledger.storage.entry import EntryGroup
+from dledger.storage.layout import HEADER_BYTES
 from dledger.storage.log_store import LogStore
 from dledger.types import BatchResult, IndexRun
 

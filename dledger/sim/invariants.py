@@ -26,7 +26,7 @@ from dledger.raft.messages import (
     RequestVoteResponse,
     Role,
 )
-from dledger.storage.entry import HEADER, HEADER_BYTES
+from dledger.storage.layout import HEADER, HEADER_BYTES
 from dledger.storage.small_files import HARD_STATE_NAME
 
 if TYPE_CHECKING:

@@ -1,24 +1,9 @@
 """The byte format of the log: entries, slices of entries, index records. Pure; used by disk, wire and tools alike.
 
-An entry is a 48-byte big-endian header and a body, DLedger's own layout:
-
-    at  size field
-     0   4   magic      EntryType; -1 = blank filler up to the segment's end
-     4   4   size       48 + body
-     8   8   index      from 0
-    16   8   term
-    24   8   pos        absolute byte position of this header over all segments
-    32   4   channel    producer session number, 0 = none
-    36   4   chain_crc  CRC-32C of these 48 bytes with this field zero, continued from the previous chain_crc
-    40   4   body_crc   CRC-32C of the body
-    44   4   body size
-    48   n   body
-
-The chain makes one comparison of (index, chain_crc) prove two prefixes equal. DLedger leaves both CRCs zero.
-Entries never span segments: one is placed only where ``size + 8`` fits, else a blank record (int32 -1, int32 length)
-fills the segment and ``pos`` jumps to the next one's start. All replicas are byte-identical.
-
-An index record is 32 bytes (magic 4, pos 8, size 4, index 8, term 8) at file position ``index * 32``.
+`dledger.storage.layout` has the fields. The chain makes one comparison of (index, chain_crc) prove two prefixes
+equal. DLedger leaves both CRCs zero. Entries never span segments: one is placed only where ``size + 8`` fits, else a
+blank record (int32 -1, int32 length) fills the segment and ``pos`` jumps to the next one's start. All replicas are
+byte-identical.
 """
 
 from __future__ import annotations
@@ -26,21 +11,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain as chained
-from struct import Struct
 from typing import Final
 
 import google_crc32c
 
 from dledger.errors import DLedgerError, EntryTooLargeError, ResponseCode
 from dledger.raft.messages import EntryType, TermRun
+from dledger.storage.layout import HEADER, HEADER_BYTES, INDEX_RECORD, MIN_BLANK_BYTES
 from dledger.storage.uniform import MIN_RUN, check_run, encode_run
 from dledger.types import Entry
 
 __all__ = [
-    "BLANK_MAGIC",
-    "HEADER_BYTES",
-    "INDEX_RECORD_BYTES",
-    "MIN_BLANK_BYTES",
     "CorruptSliceError",
     "EntryGroup",
     "ParsedPrefix",
@@ -53,15 +34,6 @@ __all__ = [
     "parse_prefix",
     "parse_slice",
 ]
-
-HEADER_BYTES: Final = 48
-INDEX_RECORD_BYTES: Final = 32
-MIN_BLANK_BYTES: Final = 8
-BLANK_MAGIC: Final = -1
-
-HEADER: Final = Struct(">iiqqqIIII")
-INDEX_RECORD: Final = Struct(">iqiqq")
-BLANK: Final = Struct(">ii")
 
 _crc = google_crc32c.value
 _extend = google_crc32c.extend

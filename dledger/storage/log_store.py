@@ -24,13 +24,6 @@ from dledger.errors import (
 )
 from dledger.raft.messages import NO_INDEX, UNKNOWN_FLOOR, HardState, LogId, TermRun, invariant
 from dledger.storage.entry import (
-    BLANK,
-    BLANK_MAGIC,
-    HEADER,
-    HEADER_BYTES,
-    INDEX_RECORD,
-    INDEX_RECORD_BYTES,
-    MIN_BLANK_BYTES,
     CorruptSliceError,
     EntryGroup,
     RawSlice,
@@ -40,6 +33,15 @@ from dledger.storage.entry import (
     parse_slice,
 )
 from dledger.storage.filesystem import FileSystem
+from dledger.storage.layout import (
+    BLANK,
+    BLANK_MAGIC,
+    HEADER,
+    HEADER_BYTES,
+    INDEX_RECORD,
+    INDEX_RECORD_BYTES,
+    MIN_BLANK_BYTES,
+)
 from dledger.storage.recovery import RecoveredLog, RecoveryReport, recover
 from dledger.storage.segments import SegmentedFile
 from dledger.storage.sessions import SessionTable

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 
 from dledger.errors import CorruptLogError
 from dledger.raft.messages import NO_INDEX, LogId, TermRun
-from dledger.storage.entry import (
+from dledger.storage.entry import Slice, parse_prefix
+from dledger.storage.layout import (
     BLANK,
     BLANK_MAGIC,
     HEADER,
@@ -21,8 +22,6 @@ from dledger.storage.entry import (
     INDEX_RECORD,
     INDEX_RECORD_BYTES,
     MIN_BLANK_BYTES,
-    Slice,
-    parse_prefix,
 )
 from dledger.storage.segments import SegmentedFile
 from dledger.storage.sessions import SessionJournal

@@ -20,6 +20,7 @@ from typing import Final, NamedTuple
 import google_crc32c
 
 from dledger.raft.messages import EntryType
+from dledger.storage.layout import HEADER, HEADER_BYTES, INDEX_RECORD, INDEX_RECORD_BYTES
 
 __all__ = ["MIN_RUN", "CheckedRun", "EncodedRun", "check_run", "encode_run"]
 
@@ -29,16 +30,12 @@ MIN_RUN: Final = 64
 _MAX_RUN: Final = 1024
 """More at once would leave the processor's caches."""
 
-_HEADER_BYTES: Final = 48
-_RECORD_BYTES: Final = 32
 _SHARED: Final = (7, 6, 35, 34, *range(6), *range(16, 24), 32, 33, *range(44, 48))
 """Where a header holds what is the same all along a run: magic, size, term, channel, body size. What mostly differs if
 anything does comes first."""
 
 _MAX: Final = 2**63 - 1
 _INDEX, _POS, _CHAIN, _BODY_CRC = 8, 24, 36, 40
-_RECORD: Final = Struct(">iqiqq")
-_HEADER: Final = Struct(">iiqqqIIII")
 _first = itemgetter(0)
 
 
@@ -51,7 +48,7 @@ class EncodedRun(NamedTuple):
 
     def each_header(self) -> Iterator[bytes]:
         """Yield the headers one by one."""
-        return map(_first, _headers(_HEADER_BYTES).iter_unpack(self.headers))
+        return map(_first, _headers(HEADER_BYTES).iter_unpack(self.headers))
 
 
 class CheckedRun(NamedTuple):
@@ -69,24 +66,24 @@ class CheckedRun(NamedTuple):
 
 @lru_cache(maxsize=64)
 def _bodies(size: int) -> Struct:
-    return Struct(f"{_HEADER_BYTES}x{size - _HEADER_BYTES}s")
+    return Struct(f"{HEADER_BYTES}x{size - HEADER_BYTES}s")
 
 
 @lru_cache(maxsize=64)
 def _headers(size: int) -> Struct:
-    return Struct(f"{_HEADER_BYTES}s{size - _HEADER_BYTES}x")
+    return Struct(f"{HEADER_BYTES}s{size - HEADER_BYTES}x")
 
 
 def encode_run(
     channel: int, bodies: Iterable[bytes], count: int, length: int, *, term: int, index: int, pos: int, chain_crc: int
 ) -> EncodedRun:
     """Encode ``count`` normal entries with bodies of ``length`` bytes, one behind the other from ``pos`` on."""
-    size = _HEADER_BYTES + length
-    headers = bytearray(_HEADER.pack(EntryType.NORMAL, size, 0, term, 0, channel, 0, 0, length) * count)
+    size = HEADER_BYTES + length
+    headers = bytearray(HEADER.pack(EntryType.NORMAL, size, 0, term, 0, channel, 0, 0, length) * count)
     _fill(headers, _INDEX, array("q", range(index, index + count)))
     _fill(headers, _POS, array("q", range(pos, pos + count * size, size)))
     _fill(headers, _BODY_CRC, array("I", map(google_crc32c.value, bodies)))
-    each = map(_first, _headers(_HEADER_BYTES).iter_unpack(bytes(headers)))  # with zeros for the chain_crc
+    each = map(_first, _headers(HEADER_BYTES).iter_unpack(bytes(headers)))  # with zeros for the chain_crc
     chains = array("I", islice(accumulate(each, google_crc32c.extend, initial=chain_crc), 1, None))
     chain_crc = chains[-1]
     _fill(headers, _CHAIN, chains)
@@ -102,8 +99,8 @@ def check_run(data: bytes, at: int, index: int, pos: int, chain_crc: int) -> Che
     count = _run_length(data, at)
     if count < MIN_RUN:
         return None
-    magic, size, _, term, _, channel, _, _, length = _HEADER.unpack_from(data, at)
-    if size != length + _HEADER_BYTES or magic != EntryType.NORMAL or max(index + count, pos + count * size) > _MAX:
+    magic, size, _, term, _, channel, _, _, length = HEADER.unpack_from(data, at)
+    if size != length + HEADER_BYTES or magic != EntryType.NORMAL or max(index + count, pos + count * size) > _MAX:
         return None
     end = at + count * size
     run = data if at == 0 and end == len(data) else data[at:end]
@@ -117,7 +114,7 @@ def check_run(data: bytes, at: int, index: int, pos: int, chain_crc: int) -> Che
 def _run_length(data: bytes, at: int) -> int:
     """Return how many whole entries from ``at`` on have the same size, magic, term and channel as the first."""
     size = int.from_bytes(data[at + 4 : at + 8], "big")
-    if size < _HEADER_BYTES:
+    if size < HEADER_BYTES:
         return 0
     count = min((len(data) - at) // size, _MAX_RUN)
     looked_at = MIN_RUN  # a few first: mostly there is no run at all, or a long one
@@ -137,11 +134,11 @@ def _run_length(data: bytes, at: int) -> int:
 
 def _records(headers: bytearray, count: int) -> bytes:
     """Return the index records that go with these headers."""
-    magic, size, index, term, pos, *_ = _HEADER.unpack_from(headers)
-    records = bytearray(_RECORD.pack(magic, pos, size, index, term) * count)
+    magic, size, index, term, pos, *_ = HEADER.unpack_from(headers)
+    records = bytearray(INDEX_RECORD.pack(magic, pos, size, index, term) * count)
     for byte in range(8):
-        records[4 + byte :: _RECORD_BYTES] = headers[_POS + byte :: _HEADER_BYTES]
-        records[16 + byte :: _RECORD_BYTES] = headers[_INDEX + byte :: _HEADER_BYTES]
+        records[4 + byte :: INDEX_RECORD_BYTES] = headers[_POS + byte :: HEADER_BYTES]
+        records[16 + byte :: INDEX_RECORD_BYTES] = headers[_INDEX + byte :: HEADER_BYTES]
     return bytes(records)
 
 
@@ -151,4 +148,4 @@ def _fill(headers: bytearray, at: int, numbers: array[int]) -> None:
         numbers.byteswap()
     width, data = numbers.itemsize, numbers.tobytes()
     for byte in range(width):
-        headers[at + byte :: _HEADER_BYTES] = data[byte::width]
+        headers[at + byte :: HEADER_BYTES] = data[byte::width]

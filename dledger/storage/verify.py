@@ -7,16 +7,9 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 
 from dledger.errors import CorruptLogError
-from dledger.storage.entry import (
-    BLANK,
-    BLANK_MAGIC,
-    INDEX_RECORD_BYTES,
-    MIN_BLANK_BYTES,
-    Slice,
-    iter_entries,
-    parse_prefix,
-)
+from dledger.storage.entry import Slice, iter_entries, parse_prefix
 from dledger.storage.filesystem import FileSystem
+from dledger.storage.layout import BLANK, BLANK_MAGIC, INDEX_RECORD_BYTES, MIN_BLANK_BYTES
 from dledger.storage.small_files import durable_index, load_checkpoint
 from dledger.types import Entry
 

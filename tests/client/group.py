@@ -21,7 +21,7 @@ from dledger.raft.messages import EntryType
 from dledger.rpc.client_door import FRAMES_KEY
 from dledger.rpc.options import NetworkOptions
 from dledger.rpc.peer_connections import PeerListener
-from dledger.storage.entry import HEADER
+from dledger.storage.layout import HEADER
 from dledger.types import IndexRun
 from dledger.v1 import admin_pb2, ledger_pb2
 
