@@ -23,7 +23,8 @@ class Row:
     """``met`` says whether the target is met, None where what it is compared with was not measured.
 
     ``load``: put on the group and on every peer that knows it (``kind`` "appends") or on the group and the echo
-    ("plain"). The other kinds are measured each in its own way.
+    ("plain"); ``echo_load`` is what the echo gets where it knows no such load. The other kinds are measured each in its
+    own way.
     """
 
     key: str
@@ -34,6 +35,7 @@ class Row:
     load: Load | None = None
     kind: str = "appends"
     lower_is_better: bool = False
+    echo_load: Load | None = None
 
 
 def _below_all(*peers: str) -> Callable[[Figures], bool | None]:
@@ -71,7 +73,9 @@ ROWS: Final = (
         Load("unary", 64), "plain"),
     Row("unary-64", "plain gRPC `Append`, 64 callers with a connection each", "/s", "≥ 85 % of the echo",
         _of_echo(0.85), Load("unary", 64, channels=64), "plain"),
-    Row("get", "plain gRPC `Get` at random, 64 in flight", "/s", "≥ 85 % of the echo", _of_echo(0.85),
+    Row("get", "`get` of the client at random, 64 in flight", "/s", "≥ 85 % of the echo", _of_echo(0.85),
+        Load("get", 64), "plain", echo_load=Load("unary-get", 64)),
+    Row("get-plain", "plain gRPC `Get` at random, 64 in flight", "/s", "≥ 85 % of the echo", _of_echo(0.85),
         Load("unary-get", 64), "plain"),
     Row("read-warm", "sequential `Read`, in the page cache", "MB/s", "≥ 80 % of a gRPC stream", _of_echo(0.8),
         Load("unary-read", 1), "plain"),

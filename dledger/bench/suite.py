@@ -187,10 +187,11 @@ class Suite:
             value = found.throughput
         self._note(row.key, contender, round(value, 3), found.as_json())
 
-    def _load(self, row: Row) -> Load:
-        if row.load is None:
+    def _load(self, row: Row, contender: str = OURS) -> Load:
+        load = row.echo_load if contender == ECHO and row.echo_load is not None else row.load
+        if load is None:
             raise ValueError(f"row {row.key} has no load")
-        return replace(row.load, duration_s=self.options.duration_s, warmup_s=self.options.warmup_s)
+        return replace(load, duration_s=self.options.duration_s, warmup_s=self.options.warmup_s)
 
     def _turned(self, items: list[_T]) -> list[_T]:
         turn = self._round % max(len(items), 1)
@@ -270,20 +271,24 @@ class Suite:
             if any(not row.key.startswith("unary") for row in rows):
                 async with group.connect() as client:
                     await fill(client, entries, _BODY_BYTES)
-            for row in rows:
-                load = self._load(row)
+
+            def load_of(row: Row, contender: str) -> Load:
+                load = self._load(row, contender)
                 if row.key == "read-cold":
                     # One pass and no more: the second would find it all in the page cache.
                     load = replace(load, count=max(self.options.read_bytes // _CHUNK_BYTES - 1, 1), warmup_s=0.0)
+                return load
 
-                async def at_the_group(row: Row = row, load: Load = load) -> None:
+            for row in rows:
+
+                async def at_the_group(row: Row = row) -> None:
                     if row.key == "read-cold":
                         drop_from_cache(group.nodes[leader].data_dir)
-                    task = replace(ours, load=load)
+                    task = replace(ours, load=load_of(row, OURS))
                     self._note_load(row, OURS, await drive_group(task, 1, named_pids(group, leader)))
 
-                async def at_the_echo(row: Row = row, load: Load = load) -> None:
-                    found = await drive_group(Task(echo, "echo", load), 1, {"echo": echo_pid})
+                async def at_the_echo(row: Row = row) -> None:
+                    found = await drive_group(Task(echo, "echo", load_of(row, ECHO)), 1, {"echo": echo_pid})
                     self._note_load(row, ECHO, found)
 
                 for name, measure in self._turned([(OURS, at_the_group), (ECHO, at_the_echo)]):

@@ -256,7 +256,7 @@ class ClientLoad:
         return Read(number, call, call, mode is ReadMode.LINEARIZABLE, first + len(values), None, first, values)
 
     async def _commit_index(self, address: str, mode: ReadMode) -> int:
-        stream = self._started().read(address, _BEYOND_ANY_INDEX, -1, follow=False, mode=mode)
+        stream = self._started().read_plainly(address, _BEYOND_ANY_INDEX, -1, follow=False, mode=mode)
         try:
             async with asyncio.timeout(_READ_LIMIT_S):
                 chunk = await stream.next_chunk()

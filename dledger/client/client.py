@@ -236,7 +236,7 @@ class LedgerClient:
 
         async def ask(address: str, limit: float) -> tuple[Header, int]:
             # A range beyond every log is refused after the freshness barrier, with the commit index.
-            call = transport.read(address, BEYOND_ANY_INDEX, -1, follow=False, mode=mode)
+            call = transport.read_plainly(address, BEYOND_ANY_INDEX, -1, follow=False, mode=mode)
             try:
                 async with asyncio.timeout(limit):
                     chunk = await call.next_chunk()

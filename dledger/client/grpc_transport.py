@@ -7,34 +7,44 @@ decoded here, so gRPC passes bytes through.
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Any, TypeVar
 
-import grpc
 from google.protobuf.message import Message
 from grpc import aio
 
-from dledger.client.append_call import AppendCall, FrameDialler, header_of, parse_answer
+from dledger.client.append_call import AppendCall
+from dledger.client.read_call import READ_MODES, GetCall, PlainRead, RangeCall, ReadCall, read_request
 from dledger.client.status_answer import node_status
+from dledger.client.stream_call import (
+    FrameDialler,
+    StreamCall,
+    header_of,
+    is_own_cancellation,
+    parse_answer,
+    unavailable,
+)
 from dledger.client.transport import (
     Header,
     Metadata,
-    ReadChunk,
     SessionAnswer,
     StreamHandler,
     closed_error,
 )
-from dledger.errors import AccessDeniedError, DLedgerError, Outcome, UnavailableError
+from dledger.errors import UnavailableError
 from dledger.raft.messages import EntryType
 from dledger.rpc.options import NetworkOptions
 from dledger.security.access import ClientTls
 from dledger.security.tls import ChannelMaker
 from dledger.security.tokens import AUTHORIZATION
+from dledger.storage.entry import iter_entries
 from dledger.types import Entry, NodeStatus, ReadMode
 from dledger.v1 import admin_pb2, ledger_pb2
 
-__all__ = ["GrpcClientTransport", "ReadCall"]
+__all__ = ["GrpcClientTransport"]
 
 _LEDGER = "/dledger.v1.LedgerService/"
+_READ_STREAM = "ReadStream"
 _ADMIN = "/dledger.v1.AdminService/"
 
 CLIENT_NETWORK = NetworkOptions(keepalive_time_ms=10_000, keepalive_timeout_ms=5_000)
@@ -43,13 +53,13 @@ CLIENT_NETWORK = NetworkOptions(keepalive_time_ms=10_000, keepalive_timeout_ms=5
 _OLD_CHANNEL_S = 30.0
 """How long calls may go on over a connection whose certificate has been replaced."""
 
-_MODES = {
-    ReadMode.LINEARIZABLE: ledger_pb2.READ_MODE_LINEARIZABLE,
-    ReadMode.LOCAL_COMMITTED: ledger_pb2.READ_MODE_LOCAL_COMMITTED,
-}
+_PLAIN_S = 60.0
+"""A node that does not take reads by a stream is not asked to for so long."""
 
+_C = TypeVar("_C", bound=StreamCall)
 _M = TypeVar("_M", bound=Message)
-_Call = Any  # a grpc.aio call of bytes; the stubs of grpc.aio cannot say so
+_Call = Any
+_Metadata = tuple[tuple[str, str], ...] | None
 
 
 class GrpcClientTransport:
@@ -73,7 +83,9 @@ class GrpcClientTransport:
         self._generation = self._maker.generation
         self._channels: dict[str, aio.Channel] = {}
         self._leaving: set[asyncio.Task[None]] = set()
-        self._streams: dict[AppendCall, None] = {}
+        self._streams: dict[StreamCall, None] = {}
+        self._gets: dict[str, GetCall] = {}
+        self._plain_until_s: dict[str, float] = {}
         self._closed = False
 
     async def close(self) -> None:
@@ -114,11 +126,11 @@ class GrpcClientTransport:
         try:
             data: bytes = await call(request.SerializeToString(), timeout=timeout, metadata=self._metadata)
         except aio.AioRpcError as error:
-            raise _unavailable(address, error) from None
+            raise unavailable(address, error) from None
         except aio.UsageError as error:
             raise UnavailableError(f"{address}: {error}") from None
         except asyncio.CancelledError:
-            if _own_cancellation():
+            if is_own_cancellation():
                 raise
             raise closed_error() from None
         return parse_answer(address, kind, data)
@@ -127,15 +139,22 @@ class GrpcClientTransport:
 
     def open_stream(self, address: str, handler: StreamHandler) -> AppendCall:
         """See ``ClientTransport.open_stream``."""
-        call: _Call = self._channel(address).stream_stream(_LEDGER + "AppendStream")
+        call, dialler = self._stream_call(address, "AppendStream")
+        return self._kept(AppendCall(self._group, address, call, handler, dialler))
+
+    def _stream_call(self, address: str, method: str) -> tuple[_Call, FrameDialler | None]:
+        """Begin a call of streams; return it, and who dials for it if a connection is to take its place."""
         wish = () if self._dialler is None else self._dialler.metadata(address)
-        metadata = (*(self._metadata or ()), *wish) or None
-        stream = AppendCall(self._group, address, call(metadata=metadata), handler, self._dialler if wish else None)
+        metadata: _Metadata = (*(self._metadata or ()), *wish) or None
+        make: _Call = self._channel(address).stream_stream(_LEDGER + method)
+        return make(metadata=metadata), self._dialler if wish else None
+
+    def _kept(self, stream: _C) -> _C:
         self._streams[stream] = None
         stream.add_done_callback(self._forget)
         return stream
 
-    def _forget(self, stream: AppendCall) -> None:
+    def _forget(self, stream: StreamCall) -> None:
         self._streams.pop(stream, None)
 
     async def open_session(self, address: str, client_id: bytes, timeout: float) -> SessionAnswer:
@@ -161,17 +180,50 @@ class GrpcClientTransport:
 
     async def get(self, address: str, index: int, mode: ReadMode, timeout: float) -> tuple[Header, Entry | None]:
         """Return the answer's header and the entry at ``index`` (None unless the header is ok)."""
-        request = ledger_pb2.GetRequest(group=self._group, index=index, mode=_MODES[mode])
+        while not self._is_plain(address):
+            call = self._get_call(address)
+            try:
+                async with asyncio.timeout(timeout):
+                    chunk = await call.get(index, mode)
+            except TimeoutError:
+                raise UnavailableError(f"{address}: no answer within {timeout:.3g} s") from None
+            except UnavailableError:
+                if not call.was_refused:
+                    raise
+                self._be_plain(address)
+            else:
+                return chunk.header, next(iter_entries(chunk.data), None)
+        request = ledger_pb2.GetRequest(group=self._group, index=index, mode=READ_MODES[mode])
         answer = await self._unary(address, _LEDGER + "Get", request, ledger_pb2.GetResponse, timeout)
         return header_of(answer.header), _entry(answer.entry) if answer.HasField("entry") else None
 
+    def _get_call(self, address: str) -> GetCall:
+        call = self._gets.get(address)
+        if call is None or call.is_over:
+            call = self._gets[address] = self._kept(
+                GetCall(self._group, address, *self._stream_call(address, _READ_STREAM))
+            )
+        return call
+
+    def _is_plain(self, address: str) -> bool:
+        return asyncio.get_running_loop().time() < self._plain_until_s.get(address, 0.0)
+
+    def _be_plain(self, address: str) -> None:
+        self._plain_until_s[address] = asyncio.get_running_loop().time() + _PLAIN_S
+
     def read(self, address: str, first: int, last: int, *, follow: bool, mode: ReadMode) -> ReadCall:
         """Begin to read ``first`` to ``last`` (-1: up to the commit index) as slices of the log."""
-        request = ledger_pb2.ReadRequest(
-            group=self._group, from_index=first, to_index=last, follow=follow, mode=_MODES[mode], raw=True
-        )
-        call: _Call = self._channel(address).unary_stream(_LEDGER + "Read")
-        return ReadCall(address, call(request.SerializeToString(), metadata=self._metadata))
+        if self._is_plain(address):
+            return self.read_plainly(address, first, last, follow=follow, mode=mode)
+        call, dialler = self._stream_call(address, _READ_STREAM)
+        request = read_request(self._group, first, last, mode, follow=follow)
+        return self._kept(RangeCall(address, call, request, dialler, on_refused=partial(self._be_plain, address)))
+
+    def read_plainly(self, address: str, first: int, last: int, *, follow: bool, mode: ReadMode) -> PlainRead:
+        """As `read`, for a range of which one answer is enough."""
+        make: _Call = self._channel(address).unary_stream(_LEDGER + "Read")
+        request = read_request(self._group, first, last, mode, follow=follow)
+        return PlainRead(address, make(request, metadata=self._metadata))
 
     # ---- operators
 
@@ -194,51 +246,6 @@ class GrpcClientTransport:
         request = admin_pb2.StepDownRequest(group=self._group)
         answer = await self._unary(address, _ADMIN + "StepDown", request, admin_pb2.StepDownResponse, timeout)
         return header_of(answer.header)
-
-
-class ReadCall:
-    """One Read call; `next_chunk` until it says ``end``, `close` in any case."""
-
-    def __init__(self, address: str, call: _Call) -> None:
-        self._address = address
-        self._call = call
-
-    async def next_chunk(self) -> ReadChunk:
-        """Return the next answer.
-
-        Raises:
-            UnavailableError: the stream broke, or ended before its range did.
-        """
-        try:
-            data: object = await self._call.read()
-        except aio.AioRpcError as error:
-            raise _unavailable(self._address, error) from None
-        except asyncio.CancelledError:
-            if _own_cancellation():
-                raise
-            raise closed_error() from None
-        if not isinstance(data, bytes):
-            raise UnavailableError(f"{self._address}: the node closed the stream")
-        answer = parse_answer(self._address, ledger_pb2.ReadResponse, data)
-        return ReadChunk(header_of(answer.header), answer.data, answer.commit_index, answer.next_index, answer.end)
-
-    def close(self) -> None:
-        self._call.cancel()
-
-
-def _unavailable(address: str, error: aio.AioRpcError) -> DLedgerError:
-    """Return the typed error of a failed call. Unless it was refused at the door, the request may have arrived."""
-    code = error.code()
-    if code in {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED}:
-        return AccessDeniedError(f"{address}: {error.details()}")
-    outcome = Outcome.DEFINITE if code is grpc.StatusCode.UNIMPLEMENTED else Outcome.UNKNOWN
-    return UnavailableError(f"{address}: {code.name}: {error.details() or 'no details'}", outcome=outcome)
-
-
-def _own_cancellation() -> bool:
-    """Whether a ``CancelledError`` is meant for this task, and not the end of a call whose channel was closed."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
 
 
 def _entry(entry: ledger_pb2.Entry) -> Entry:

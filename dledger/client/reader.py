@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import AsyncGenerator
 
 from dledger.client.discovery import Directory
-from dledger.client.grpc_transport import GrpcClientTransport, ReadCall
+from dledger.client.grpc_transport import GrpcClientTransport
+from dledger.client.read_call import ReadCall
 from dledger.client.transport import ReadChunk
 from dledger.errors import DLedgerError, IndexOutOfRangeError, StorageError, UnavailableError
 from dledger.types import ReadMode

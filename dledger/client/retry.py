@@ -51,6 +51,18 @@ async def call_with_retries(
         # Another node may have what this one's disk has lost.
         return error.retriable or (isinstance(error, StorageError) and not leader_only)
 
+    def limit() -> float:
+        left = deadline - loop.time()
+        return min(left, max(ATTEMPT_MIN_S, left / 8)) if repeatable and len(calls) > 1 else left
+
+    # Most calls succeed at once, and what counts retries would cost them more than the call itself.
+    try:
+        return await calls.once(ask, limit())
+    except DLedgerError as error:
+        if not worth_it(error) or loop.time() >= deadline:
+            raise
+        first: DLedgerError | None = error
+
     def stop(state: RetryCallState) -> bool:
         return loop.time() + state.upcoming_sleep >= deadline
 
@@ -62,9 +74,11 @@ async def call_with_retries(
     )
     async for attempt in attempts:
         with attempt:
-            left = deadline - loop.time()
-            limit = max(ATTEMPT_MIN_S, left / 8) if repeatable and len(calls) > 1 else left
-            return await calls.once(ask, min(left, limit))
+            if first is not None:
+                # The attempt above is the first one that they count: the same pause follows it.
+                failed, first = first, None
+                raise failed
+            return await calls.once(ask, limit())
     raise UnavailableError("no attempt was made")  # not reached: the last attempt returns or raises
 
 

@@ -17,7 +17,7 @@ from dledger.rpc.interfaces import Backend
 from dledger.storage.entry import RawSlice, iter_entries
 from dledger.v1 import ledger_pb2 as pb
 
-__all__ = ["DEFAULT_CHUNK_BYTES", "MAX_CHUNK_BYTES", "ReadStream"]
+__all__ = ["DEFAULT_CHUNK_BYTES", "MAX_CHUNK_BYTES", "ReadStream", "StoppingError", "with_data"]
 
 DEFAULT_CHUNK_BYTES: Final = 1024 * 1024
 MAX_CHUNK_BYTES: Final = 4 * 1024 * 1024
@@ -28,8 +28,12 @@ _ENTRIES_PER_STEP: Final = 256
 """Entries decoded before other tasks get their turn (a quarter of a millisecond)."""
 
 
+class StoppingError(Exception):
+    """The service closes while a read waits for the tail."""
+
+
 class ReadStream:
-    """One call of Read. ``wait_committed`` is the backend's, made interruptible by the service."""
+    """One range. ``wait_committed`` is the backend's, made interruptible by the service (`StoppingError`)."""
 
     def __init__(
         self,
@@ -45,6 +49,7 @@ class ReadStream:
         self._max_bytes = self._chunk_bytes()
         self._next_index = request.from_index
         self._commit_index = -1
+        self._answer_count = 0
 
     def _chunk_bytes(self) -> int:
         wanted = self._request.max_bytes
@@ -83,7 +88,7 @@ class ReadStream:
             if reading is not None:
                 reading.add_done_callback(_forget)
                 reading.cancel()
-        await write(self._finish(pb.ReadResponse(), end=True))
+        await write(self._fill(pb.ReadResponse(), end=True).SerializeToString())
 
     def _read(self, first: int, last: int | None) -> asyncio.Future[RawSlice]:
         upto = self._commit_index if last is None else min(last, self._commit_index)
@@ -110,8 +115,7 @@ class ReadStream:
     async def _answer(self, raw: RawSlice, *, end: bool) -> bytes:
         """Return an answer with the entries that the request wants; empty where there are none, and more to come."""
         if self._request.raw:
-            # A field of bytes is its tag, its length, and the bytes; the order of fields is free. One copy, not three.
-            return b"".join((self._finish(pb.ReadResponse(), end=end), _DATA_TAG, _varint(len(raw.data)), raw.data))
+            return with_data(self._fill(pb.ReadResponse(), end=end), raw.data)
         answer = pb.ReadResponse()
         all_types, add = self._request.all_types, answer.entries.append
         for number, entry in enumerate(iter_entries(raw.data), 1):
@@ -119,14 +123,17 @@ class ReadStream:
                 add(entry_message(entry))
             if number % _ENTRIES_PER_STEP == 0:
                 await asyncio.sleep(0)
-        return self._finish(answer, end=end) if answer.entries or end else b""
+        return self._fill(answer, end=end).SerializeToString() if answer.entries or end else b""
 
-    def _finish(self, answer: pb.ReadResponse, *, end: bool) -> bytes:
+    def _fill(self, answer: pb.ReadResponse, *, end: bool) -> pb.ReadResponse:
         answer.header.CopyFrom(self._answers.success())
         answer.commit_index = self._commit_index
         answer.next_index = self._next_index
         answer.end = end
-        return answer.SerializeToString()
+        answer.request_id = self._request.request_id
+        answer.number = self._answer_count
+        self._answer_count += 1
+        return answer
 
     def failure(self, error: Exception) -> bytes:
         """Return the last answer of a read that failed; ``next_index`` is where to resume."""
@@ -134,6 +141,8 @@ class ReadStream:
             header=self._answers.failure(error, "Read"),
             commit_index=self._commit_index,
             next_index=self._next_index,
+            request_id=self._request.request_id,
+            number=self._answer_count,
         ).SerializeToString()
 
 
@@ -141,6 +150,12 @@ def _forget(reading: asyncio.Future[RawSlice]) -> None:
     """Nobody wants this read any more, nor its error."""
     if not reading.cancelled():
         reading.exception()
+
+
+def with_data(answer: pb.ReadResponse, data: bytes) -> bytes:
+    """Return the answer as bytes, ``data`` in it: with one copy of that, not three."""
+    # A field of bytes is its tag, its length, and the bytes; the order of fields is free.
+    return b"".join((answer.SerializeToString(), _DATA_TAG, _varint(len(data)), data))
 
 
 def _varint(number: int) -> bytes:

@@ -20,12 +20,14 @@ from grpc import aio
 
 from dledger.errors import IndexOutOfRangeError, UnexpectedArgumentError, UnknownMemberError
 from dledger.rpc.answers import Answers, check_batch, entry_message, first_entry, parse, read_mode, run_messages
-from dledger.rpc.append_stream import AppendStream
+from dledger.rpc.append_stream import Batches
+from dledger.rpc.call_stream import CallStream, Requests
 from dledger.rpc.client_door import FRAMES_KEY, ClientDoor
 from dledger.rpc.gather import GatheredAppends, GatheredReads
 from dledger.rpc.interfaces import Backend
 from dledger.rpc.options import NetworkOptions
-from dledger.rpc.read_stream import ReadStream
+from dledger.rpc.read_calls import Reads
+from dledger.rpc.read_stream import ReadStream, StoppingError
 from dledger.security.streams import StreamGuard, WatchedContext
 from dledger.types import BatchResult, NodeStatus
 from dledger.v1 import admin_pb2, ledger_pb2
@@ -44,7 +46,7 @@ _Handlers: TypeAlias = "dict[str, grpc.RpcMethodHandler[Any, Any]]"
 class LedgerService:
     """What programs use. Register it with `add_to_server`; `close` ends its streams when the node stops.
 
-    ``door``: where append streams may go over to frames; None: they stay with gRPC.
+    ``door``: where streams may go over to frames; None: they stay with gRPC.
     """
 
     def __init__(self, backend: Backend, guard: StreamGuard | None = None, door: ClientDoor | None = None) -> None:
@@ -55,7 +57,7 @@ class LedgerService:
             limits = NetworkOptions()
             guard = StreamGuard(limits.max_client_streams, limits.slow_reader_timeout_ms / 1000)
         self._guard = guard
-        self._append_streams: set[AppendStream] = set()
+        self._calls: set[CallStream] = set()
         self._waits: set[asyncio.Future[Any]] = set()
         self._appends = GatheredAppends(backend)
         self._reads = GatheredReads(backend)
@@ -72,17 +74,18 @@ class LedgerService:
             "AppendStream": grpc.stream_stream_rpc_method_handler(self._append_stream),
             "Get": unary(self._get),
             "Read": grpc.unary_stream_rpc_method_handler(self._read),
+            "ReadStream": grpc.stream_stream_rpc_method_handler(self._read_stream),
             "Metadata": unary(self._metadata),
         }
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(LEDGER_SERVICE, handlers),))
 
     def close(self) -> None:
-        """Take no more from the append streams and end them once answered; end the reads that wait for the tail."""
+        """Take no more from the streams and end them once answered; end the reads that wait for the tail."""
         self._closing = True
         self._guard.close()
         self._appends.close()
         self._reads.close()
-        for stream in self._append_streams:
+        for stream in self._calls:
             stream.close()
         for wait in self._waits:
             wait.cancel()
@@ -142,21 +145,24 @@ class LedgerService:
         return future
 
     async def _append_stream(self, _requests: object, context: _Context) -> None:
-        await self._guard.run(context, functools.partial(self._serve_appends, context))
+        await self._serve_call(context, Batches(self._backend, self._answers))
 
-    async def _serve_appends(self, call: _Context, context: WatchedContext) -> None:
+    async def _serve_call(self, call: _Context, requests: Requests) -> None:
+        await self._guard.run(call, functools.partial(self._serve_watched, call, requests))
+
+    async def _serve_watched(self, call: _Context, requests: Requests, context: WatchedContext) -> None:
         if self._closing:
             await self._abort_stopping(context)
-        stream = AppendStream(self._backend, self._answers, context)
+        stream = CallStream(self._backend.node_id, requests, context)
         metadata: dict[str, str | bytes] = dict(call.invocation_metadata() or ())
         offer = self._door.offer(str(metadata.get(FRAMES_KEY, "")), stream.adopt)
-        self._append_streams.add(stream)
+        self._calls.add(stream)
         try:
             if offer is not None:
                 await call.send_initial_metadata(offer.metadata)
             await stream.serve()
         finally:
-            self._append_streams.discard(stream)
+            self._calls.discard(stream)
             if offer is not None:
                 self._door.withdraw(offer)
 
@@ -206,7 +212,7 @@ class LedgerService:
             await stream.serve(_writer(context))
         except _ClientGoneError:
             return
-        except _StoppingError:
+        except StoppingError:
             await self._abort_stopping(context)
         except Exception as error:
             answer = (
@@ -217,10 +223,13 @@ class LedgerService:
             with contextlib.suppress(_ClientGoneError):
                 await _writer(context)(answer)
 
+    async def _read_stream(self, _requests: object, context: _Context) -> None:
+        await self._serve_call(context, Reads(self._backend, self._answers, self._reads, self._wait_committed))
+
     async def _wait_committed(self, index: int) -> int:
-        """As the backend's, but ends with `_StoppingError` when the service closes."""
+        """As the backend's, but ends with `StoppingError` when the service closes."""
         if self._closing:
-            raise _StoppingError
+            raise StoppingError
         wait = asyncio.ensure_future(self._backend.wait_committed(index))
         self._waits.add(wait)
         try:
@@ -228,7 +237,7 @@ class LedgerService:
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if self._closing and not (task is not None and task.cancelling()):
-                raise _StoppingError from None
+                raise StoppingError from None
             wait.cancel()
             raise
         finally:
@@ -253,10 +262,6 @@ class LedgerService:
         except Exception as error:
             header = self._answers.failure(error, "Metadata")
             return ledger_pb2.MetadataResponse(header=header).SerializeToString()
-
-
-class _StoppingError(Exception):
-    """The service closes while a read waits for the tail."""
 
 
 class _ClientGoneError(Exception):

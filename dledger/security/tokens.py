@@ -49,7 +49,7 @@ _WRITES: Final = ("OpenSession", "Append", "AppendBatch", "AppendStream")
 
 NEEDED_RIGHTS: Final[dict[str, frozenset[Right]]] = {
     **{_LEDGER + name: frozenset({Right.WRITE}) for name in _WRITES},
-    **{_LEDGER + name: frozenset({Right.READ}) for name in ("Get", "Read")},
+    **{_LEDGER + name: frozenset({Right.READ}) for name in ("Get", "Read", "ReadStream")},
     _LEDGER + "Metadata": _ANY,
     _ADMIN + "Status": _ANY,
     _ADMIN + "TransferLeadership": frozenset({Right.ADMIN}),

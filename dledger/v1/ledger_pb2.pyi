@@ -402,6 +402,7 @@ class ReadRequest(_message.Message):
     MAX_BYTES_FIELD_NUMBER: _builtins.int
     ALL_TYPES_FIELD_NUMBER: _builtins.int
     RAW_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
     group: _builtins.str
     from_index: _builtins.int
     to_index: _builtins.int
@@ -415,6 +416,8 @@ class ReadRequest(_message.Message):
     """no-op and session entries too"""
     raw: _builtins.bool
     """fill data (entries in the format of the data files, all types) instead of entries"""
+    request_id: _builtins.int
+    """ReadStream only: echoed"""
     def __init__(
         self,
         *,
@@ -426,10 +429,11 @@ class ReadRequest(_message.Message):
         max_bytes: _builtins.int = ...,
         all_types: _builtins.bool = ...,
         raw: _builtins.bool = ...,
+        request_id: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["all_types", b"all_types", "follow", b"follow", "from_index", b"from_index", "group", b"group", "max_bytes", b"max_bytes", "mode", b"mode", "raw", b"raw", "to_index", b"to_index"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["all_types", b"all_types", "follow", b"follow", "from_index", b"from_index", "group", b"group", "max_bytes", b"max_bytes", "mode", b"mode", "raw", b"raw", "request_id", b"request_id", "to_index", b"to_index"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -445,12 +449,17 @@ class ReadResponse(_message.Message):
     COMMIT_INDEX_FIELD_NUMBER: _builtins.int
     NEXT_INDEX_FIELD_NUMBER: _builtins.int
     END_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
     data: _builtins.bytes
     commit_index: _builtins.int
     next_index: _builtins.int
     """where to resume"""
     end: _builtins.bool
     """the range is complete"""
+    request_id: _builtins.int
+    number: _builtins.int
+    """of this answer among those to its request, from 0"""
     @_builtins.property
     def header(self) -> Global___ResponseHeader: ...
     @_builtins.property
@@ -464,10 +473,12 @@ class ReadResponse(_message.Message):
         commit_index: _builtins.int = ...,
         next_index: _builtins.int = ...,
         end: _builtins.bool = ...,
+        request_id: _builtins.int = ...,
+        number: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["header", b"header"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["commit_index", b"commit_index", "data", b"data", "end", b"end", "entries", b"entries", "header", b"header", "next_index", b"next_index"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["commit_index", b"commit_index", "data", b"data", "end", b"end", "entries", b"entries", "header", b"header", "next_index", b"next_index", "number", b"number", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -64,6 +64,11 @@ class LedgerServiceStub(object):
                 request_serializer=dledger_dot_v1_dot_ledger__pb2.ReadRequest.SerializeToString,
                 response_deserializer=dledger_dot_v1_dot_ledger__pb2.ReadResponse.FromString,
                 _registered_method=True)
+        self.ReadStream = channel.stream_stream(
+                '/dledger.v1.LedgerService/ReadStream',
+                request_serializer=dledger_dot_v1_dot_ledger__pb2.ReadRequest.SerializeToString,
+                response_deserializer=dledger_dot_v1_dot_ledger__pb2.ReadResponse.FromString,
+                _registered_method=True)
         self.Metadata = channel.unary_unary(
                 '/dledger.v1.LedgerService/Metadata',
                 request_serializer=dledger_dot_v1_dot_ledger__pb2.MetadataRequest.SerializeToString,
@@ -100,8 +105,8 @@ class LedgerServiceServicer(object):
         metadata, PORT being the one that it has dialled. A node that takes frames answers with initial metadata:
         "dledger-frames: PORT" (0: the same) and "dledger-ticket: HEX". There the client says the 8 bytes "DLCLNT1\n", then
         frames as of a peer connection (raft.proto): first the ticket's bytes, answered with a PeerWelcome; then how many
-        batches it has sent by gRPC (8 bytes, big endian), behind which the node takes what follows. All other frames are
-        AppendBatchRequest and AppendBatchResponse. The call stays open; it and the connection end together.
+        requests it has sent by gRPC (8 bytes, big endian), behind which the node takes what follows. All other frames are
+        requests and answers. The call stays open; it and the connection end together.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -115,6 +120,15 @@ class LedgerServiceServicer(object):
 
     def Read(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReadStream(self, request_iterator, context):
+        """Many reads over one call, which may go on without gRPC as AppendStream may. A request with from_index == to_index is
+        a Get: those that come together share a round of the group. Answers are sent in order of their number, the last one
+        has end or a code other than 200; where the call goes over to frames, some may overtake others.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -155,6 +169,11 @@ def add_LedgerServiceServicer_to_server(servicer, server):
             ),
             'Read': grpc.unary_stream_rpc_method_handler(
                     servicer.Read,
+                    request_deserializer=dledger_dot_v1_dot_ledger__pb2.ReadRequest.FromString,
+                    response_serializer=dledger_dot_v1_dot_ledger__pb2.ReadResponse.SerializeToString,
+            ),
+            'ReadStream': grpc.stream_stream_rpc_method_handler(
+                    servicer.ReadStream,
                     request_deserializer=dledger_dot_v1_dot_ledger__pb2.ReadRequest.FromString,
                     response_serializer=dledger_dot_v1_dot_ledger__pb2.ReadResponse.SerializeToString,
             ),
@@ -324,6 +343,33 @@ class LedgerService(object):
             request,
             target,
             '/dledger.v1.LedgerService/Read',
+            dledger_dot_v1_dot_ledger__pb2.ReadRequest.SerializeToString,
+            dledger_dot_v1_dot_ledger__pb2.ReadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadStream(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/dledger.v1.LedgerService/ReadStream',
             dledger_dot_v1_dot_ledger__pb2.ReadRequest.SerializeToString,
             dledger_dot_v1_dot_ledger__pb2.ReadResponse.FromString,
             options,

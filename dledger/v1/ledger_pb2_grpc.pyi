@@ -45,11 +45,16 @@ class LedgerServiceStub:
     metadata, PORT being the one that it has dialled. A node that takes frames answers with initial metadata:
     "dledger-frames: PORT" (0: the same) and "dledger-ticket: HEX". There the client says the 8 bytes "DLCLNT1\\n", then
     frames as of a peer connection (raft.proto): first the ticket's bytes, answered with a PeerWelcome; then how many
-    batches it has sent by gRPC (8 bytes, big endian), behind which the node takes what follows. All other frames are
-    AppendBatchRequest and AppendBatchResponse. The call stays open; it and the connection end together.
+    requests it has sent by gRPC (8 bytes, big endian), behind which the node takes what follows. All other frames are
+    requests and answers. The call stays open; it and the connection end together.
     """
     Get: _grpc.UnaryUnaryMultiCallable[_ledger_pb2.GetRequest, _ledger_pb2.GetResponse]
     Read: _grpc.UnaryStreamMultiCallable[_ledger_pb2.ReadRequest, _ledger_pb2.ReadResponse]
+    ReadStream: _grpc.StreamStreamMultiCallable[_ledger_pb2.ReadRequest, _ledger_pb2.ReadResponse]
+    """Many reads over one call, which may go on without gRPC as AppendStream may. A request with from_index == to_index is
+    a Get: those that come together share a round of the group. Answers are sent in order of their number, the last one
+    has end or a code other than 200; where the call goes over to frames, some may overtake others.
+    """
     Metadata: _grpc.UnaryUnaryMultiCallable[_ledger_pb2.MetadataRequest, _ledger_pb2.MetadataResponse]
 
 @_typing.type_check_only
@@ -66,11 +71,16 @@ class LedgerServiceAsyncStub(LedgerServiceStub):
     metadata, PORT being the one that it has dialled. A node that takes frames answers with initial metadata:
     "dledger-frames: PORT" (0: the same) and "dledger-ticket: HEX". There the client says the 8 bytes "DLCLNT1\\n", then
     frames as of a peer connection (raft.proto): first the ticket's bytes, answered with a PeerWelcome; then how many
-    batches it has sent by gRPC (8 bytes, big endian), behind which the node takes what follows. All other frames are
-    AppendBatchRequest and AppendBatchResponse. The call stays open; it and the connection end together.
+    requests it has sent by gRPC (8 bytes, big endian), behind which the node takes what follows. All other frames are
+    requests and answers. The call stays open; it and the connection end together.
     """
     Get: _aio.UnaryUnaryMultiCallable[_ledger_pb2.GetRequest, _ledger_pb2.GetResponse]  # type: ignore[assignment]
     Read: _aio.UnaryStreamMultiCallable[_ledger_pb2.ReadRequest, _ledger_pb2.ReadResponse]  # type: ignore[assignment]
+    ReadStream: _aio.StreamStreamMultiCallable[_ledger_pb2.ReadRequest, _ledger_pb2.ReadResponse]  # type: ignore[assignment]
+    """Many reads over one call, which may go on without gRPC as AppendStream may. A request with from_index == to_index is
+    a Get: those that come together share a round of the group. Answers are sent in order of their number, the last one
+    has end or a code other than 200; where the call goes over to frames, some may overtake others.
+    """
     Metadata: _aio.UnaryUnaryMultiCallable[_ledger_pb2.MetadataRequest, _ledger_pb2.MetadataResponse]  # type: ignore[assignment]
 
 class LedgerServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -108,8 +118,8 @@ class LedgerServiceServicer(metaclass=_abc_1.ABCMeta):
         metadata, PORT being the one that it has dialled. A node that takes frames answers with initial metadata:
         "dledger-frames: PORT" (0: the same) and "dledger-ticket: HEX". There the client says the 8 bytes "DLCLNT1\\n", then
         frames as of a peer connection (raft.proto): first the ticket's bytes, answered with a PeerWelcome; then how many
-        batches it has sent by gRPC (8 bytes, big endian), behind which the node takes what follows. All other frames are
-        AppendBatchRequest and AppendBatchResponse. The call stays open; it and the connection end together.
+        requests it has sent by gRPC (8 bytes, big endian), behind which the node takes what follows. All other frames are
+        requests and answers. The call stays open; it and the connection end together.
         """
 
     @_abc_1.abstractmethod
@@ -125,6 +135,17 @@ class LedgerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _ledger_pb2.ReadRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_ledger_pb2.ReadResponse], _abc.AsyncIterator[_ledger_pb2.ReadResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def ReadStream(
+        self,
+        request_iterator: _MaybeAsyncIterator[_ledger_pb2.ReadRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_ledger_pb2.ReadResponse], _abc.AsyncIterator[_ledger_pb2.ReadResponse]]:
+        """Many reads over one call, which may go on without gRPC as AppendStream may. A request with from_index == to_index is
+        a Get: those that come together share a round of the group. Answers are sent in order of their number, the last one
+        has end or a code other than 200; where the call goes over to frames, some may overtake others.
+        """
 
     @_abc_1.abstractmethod
     def Metadata(

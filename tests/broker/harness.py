@@ -29,7 +29,7 @@ SMALL_FILES: dict[str, Any] = {
 }
 
 
-async def eventually(check: Callable[[], Any] | Callable[[], Awaitable[Any]], timeout_s: float = 15.0) -> Any:
+async def eventually(check: Callable[[], Any] | Callable[[], Awaitable[Any]], timeout_s: float = 30.0) -> Any:
     """Return the first true value of ``check``; fails loudly when there is none in time."""
     deadline = time.monotonic() + timeout_s
     while True:

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 import pytest_asyncio
 
-from dledger.client import append_call, grpc_transport
+from dledger.client import grpc_transport, stream_call
 from dledger.client.grpc_transport import CLIENT_NETWORK, GrpcClientTransport
 from dledger.client.transport import AppendBatch
 from dledger.local_group import LocalGroup
@@ -108,7 +108,7 @@ async def test_batches_go_over_to_the_connection_and_keep_their_order(transport,
         assert stream._written_count < sent
         stream.close()
         await stream.wait_closed()
-    await eventually(lambda: not node.server._ledger._append_streams)
+    await eventually(lambda: not node.server._ledger._calls)
 
 
 async def test_a_large_window_is_sent_as_the_connection_takes_it(transport, node):
@@ -150,7 +150,7 @@ async def test_a_stream_that_is_closed_hears_nothing_more_and_leaves_nothing(tra
     stream.send(batch(2))
     node.backend.release()
     await stream.wait_closed()
-    await eventually(lambda: not node.server._ledger._append_streams)
+    await eventually(lambda: not node.server._ledger._calls)
     assert (handler.answers, handler.broken) == ([], [])
     assert len(node.backend.calls) == 1
 
@@ -164,7 +164,7 @@ async def test_a_stream_may_be_closed_at_any_moment(transport, node):
         stream.close()
         await stream.wait_closed()
         assert handler.broken == []
-    await eventually(lambda: not node.server._ledger._append_streams)
+    await eventually(lambda: not node.server._ledger._calls)
 
 
 # -- where it ends
@@ -175,18 +175,18 @@ async def test_the_end_of_the_connection_breaks_the_stream_once(transport, node)
     node.backend.hold = True
     stream.send(batch(1))
     await eventually(lambda: node.backend.held)
-    (served,) = node.server._ledger._append_streams
+    (served,) = node.server._ledger._calls
     served._lane._connection.abort("broken by the test")
     await eventually(lambda: handler.broken)
-    await eventually(lambda: not node.server._ledger._append_streams)
+    await eventually(lambda: not node.server._ledger._calls)
     await stream.wait_closed()
     assert len(handler.broken) == 1
 
 
 async def test_the_end_of_the_call_breaks_the_stream_once(transport, node, monkeypatch):
-    monkeypatch.setattr(append_call, "_LAST_ANSWERS_S", 0.1)
+    monkeypatch.setattr(stream_call, "_LAST_ANSWERS_S", 0.1)
     stream, handler = await framed(transport, node)
-    (served,) = node.server._ledger._append_streams
+    (served,) = node.server._ledger._calls
     served._context.task.cancel()
     await eventually(lambda: handler.broken)
     await stream.wait_closed()
@@ -198,7 +198,7 @@ async def test_a_line_that_dies_without_a_word_is_noticed(node):
     quick = NetworkOptions(keepalive_time_ms=100, keepalive_timeout_ms=100, connect_timeout_ms=2000)
     transport = GrpcClientTransport(GROUP, quick)
     stream, handler = await framed(transport, node)
-    (served,) = node.server._ledger._append_streams
+    (served,) = node.server._ledger._calls
     timer = served._lane._connection._timer
     timer.cancel()  # says nothing more
     await eventually(lambda: handler.broken)
@@ -209,7 +209,7 @@ async def test_a_line_that_dies_without_a_word_is_noticed(node):
 
 async def test_an_answer_that_is_none_breaks_the_stream(transport, node):
     _, handler = await framed(transport, node)
-    (served,) = node.server._ledger._append_streams
+    (served,) = node.server._ledger._calls
     served._lane._connection.put(b"\xff\xff\xff")
     await eventually(lambda: handler.broken)
     assert handler.broken[0].startswith("reset: ")
@@ -281,7 +281,7 @@ async def test_where_the_port_cannot_be_used_appends_go_by_grpc(transport, monke
 
 
 async def test_after_a_minute_it_is_tried_again(transport, node, monkeypatch):
-    monkeypatch.setattr(append_call, "_UNREACHABLE_PAUSE_S", 0.0)
+    monkeypatch.setattr(stream_call, "_UNREACHABLE_PAUSE_S", 0.0)
     address = f"127.0.0.1:{node.port}"
     transport._dialler._again_s[address] = asyncio.get_running_loop().time() - 0.001
     await framed(transport, node)
@@ -312,11 +312,11 @@ async def test_whoever_speaks_tls_does_not_ask(monkeypatch):
     ],
 )
 async def test_an_offer_that_cannot_be_understood_is_none(metadata):
-    assert append_call._offered(metadata) is None
-    assert append_call._offered((("dledger-frames", "4711"), ("dledger-ticket", "00ff"))) == (4711, b"\0\xff")
+    assert stream_call._offered(metadata) is None
+    assert stream_call._offered((("dledger-frames", "4711"), ("dledger-ticket", "00ff"))) == (4711, b"\0\xff")
 
 
 async def test_an_address_without_a_port_is_not_asked():
-    dialler = append_call.FrameDialler(FAST)
+    dialler = stream_call.FrameDialler(FAST)
     assert dialler.metadata("somewhere") == ()
     assert dialler.metadata("[::1]:40911") == (("dledger-frames", "40911"),)

@@ -140,7 +140,7 @@ class Group:
         for other in self.drivers.values():
             other.on_peer_disconnected(node)
 
-    async def leader(self, timeout: float = 10.0) -> Driver:
+    async def leader(self, timeout: float = 30.0) -> Driver:
         return await eventually(
             lambda: next((d for d in self.drivers.values() if d._running and d.core.is_leader_ready), None), timeout
         )
@@ -155,7 +155,7 @@ class Group:
             await driver.stop(hand_over=False)
 
 
-async def eventually(check: Callable[[], object], timeout: float = 10.0):
+async def eventually(check: Callable[[], object], timeout: float = 30.0):
     """Wait until ``check()`` is truthy and return it; polling is bounded by ``timeout``, not by luck."""
     async with asyncio.timeout(timeout):
         while not (value := check()):  # noqa: ASYNC110 - any condition, no event of its own

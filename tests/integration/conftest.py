@@ -30,7 +30,7 @@ def runs(pid: int | None) -> bool:
     return True
 
 
-async def eventually(condition: Callable[[], Any], timeout: float = 10.0, what: str = "") -> Any:
+async def eventually(condition: Callable[[], Any], timeout: float = 30.0, what: str = "") -> Any:
     """Poll state that signals nothing until it is true, and return it; fail after ``timeout`` seconds."""
     deadline = asyncio.get_running_loop().time() + timeout
     while not (value := condition()):
@@ -93,7 +93,7 @@ class Servers:
         leading = [node for node in self.nodes.values() if node.driver.running and node.driver.core.is_leader_ready]
         return max(leading, key=lambda node: node.driver.core.term).config.self_id if leading else None
 
-    async def wait_leader(self, timeout: float = 10.0) -> str:
+    async def wait_leader(self, timeout: float = 30.0) -> str:
         found = await eventually(self.leader, timeout, "a leader")
         assert isinstance(found, str)
         return found

@@ -177,7 +177,7 @@ class Handler:
                 await self._changed.wait()
 
 
-async def eventually(condition, timeout=5.0):
+async def eventually(condition, timeout=30.0):
     """Return once ``condition()`` holds: for what happens inside gRPC, which tells nobody."""
     async with asyncio.timeout(timeout):
         while not condition():  # noqa: ASYNC110 - there is no event to wait for
@@ -186,7 +186,7 @@ async def eventually(condition, timeout=5.0):
 
 async def settled(value):
     """Return once ``value()`` has been the same for a tenth of a second: for what must *not* happen any more."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         before = object()
         while value() != before:
             before = value()

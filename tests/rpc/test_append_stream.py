@@ -13,11 +13,11 @@ from grpc import aio
 
 from dledger.errors import NotLeaderError, ResponseCode
 from dledger.rpc import append_stream, client_door
-from dledger.rpc.append_stream import MAX_OUTSTANDING_BATCHES
-from dledger.rpc.client_door import FRAMES_KEY, TICKET_KEY
-from dledger.rpc.frames import CLIENT_PREFACE, PEER_PREFACE
+from dledger.rpc.call_stream import MAX_OUTSTANDING
+from dledger.rpc.client_door import FRAMES_KEY
+from dledger.rpc.frames import PEER_PREFACE
 from dledger.v1 import ledger_pb2 as pb
-from dledger.v1 import raft_pb2
+from tests.rpc.call import Call, frame, read_frame
 from tests.rpc.fakes import FAST, GROUP, Node, eventually, settled
 
 pytestmark = pytest.mark.asyncio
@@ -28,80 +28,6 @@ METHOD = "/dledger.v1.LedgerService/AppendStream"
 def batch(*bodies, request_id=0, group=GROUP, **more):
     message = pb.AppendBatchRequest(group=group, bodies=bodies, request_id=request_id, **more)
     return message.SerializeToString()
-
-
-def frame(data):
-    return len(data).to_bytes(4, "big") + data
-
-
-async def read_frame(reader):
-    """Return the next frame that says something; b"" at the end."""
-    try:
-        while True:
-            size = int.from_bytes(await reader.readexactly(4), "big")
-            if size:
-                return await reader.readexactly(size)
-    except (asyncio.IncompleteReadError, ConnectionResetError):
-        return b""
-
-
-class Call:
-    """One AppendStream call of a client that can do frames; batches go by gRPC until `go_over`."""
-
-    def __init__(self, channel, port):
-        self.port = port
-        self.written = 0
-        self.reader = self.writer = None
-        self.call = channel.stream_stream(METHOD)(metadata=((FRAMES_KEY, str(port)),))
-
-    async def offer(self):
-        """Return what the node offers: port and ticket, or None."""
-        found = dict(await self.call.initial_metadata())
-        return (int(found[FRAMES_KEY]), bytes.fromhex(found[TICKET_KEY])) if FRAMES_KEY in found else None
-
-    async def dial(self, preface=CLIENT_PREFACE, ticket=None):
-        """Come with the ticket (or with another); return the welcome."""
-        port, own = await self.offer()
-        self.reader, self.writer = await asyncio.open_connection("127.0.0.1", port)
-        self.writer.write(preface + frame(own if ticket is None else ticket))
-        return raft_pb2.PeerWelcome.FromString(await asyncio.wait_for(read_frame(self.reader), 5))
-
-    async def go_over(self):
-        assert (await self.dial()).code == ResponseCode.SUCCESS
-        self.writer.write(frame(self.written.to_bytes(8, "big")))
-        return self
-
-    async def write(self, data):
-        if self.writer is None:
-            self.written += 1
-            await self.call.write(data)
-        else:
-            self.writer.write(frame(data))
-            await self.writer.drain()
-
-    async def read(self):
-        """Return the next answer; None when no more come."""
-        data = await (self.call.read() if self.writer is None else read_frame(self.reader))
-        return pb.AppendBatchResponse.FromString(data) if isinstance(data, bytes) and data else None
-
-    async def answers(self, count):
-        async with asyncio.timeout(20):
-            return [await self.read() for _ in range(count)]
-
-    async def status(self):
-        """Return how the call has ended."""
-        async with asyncio.timeout(20):
-            return await self.call.code(), await self.call.details()
-
-    def hang_up(self):
-        """End the connection and go on by gRPC."""
-        if self.writer is not None:
-            self.writer.transport.abort()
-            self.writer = None
-
-    async def end(self):
-        self.call.cancel()
-        self.hang_up()
 
 
 @pytest_asyncio.fixture
@@ -143,7 +69,7 @@ async def stream(request, calls):
 @pytest.fixture
 def served(node):
     """``served()``: the streams that the node serves."""
-    return lambda: list(node.server._ledger._append_streams)
+    return lambda: list(node.server._ledger._calls)
 
 
 # -- both carriers
@@ -198,16 +124,16 @@ async def test_a_failure_is_an_answer(stream, backend):
 async def test_a_client_that_is_ahead_is_held_back(stream, backend):
     """No more than the limit is ever outstanding, and everything is answered once the group catches up."""
     backend.hold = True
-    total = MAX_OUTSTANDING_BATCHES + 200
+    total = MAX_OUTSTANDING + 200
 
     async def write():
         for number in range(total):
             await stream.write(batch(b"x", request_id=number))
 
     writer = asyncio.create_task(write())
-    await eventually(lambda: len(backend.held) == MAX_OUTSTANDING_BATCHES, timeout=20)
+    await eventually(lambda: len(backend.held) == MAX_OUTSTANDING, timeout=20)
     await settled(lambda: len(backend.held))
-    assert len(backend.held) == MAX_OUTSTANDING_BATCHES
+    assert len(backend.held) == MAX_OUTSTANDING
     backend.hold = False
     backend.release()
     answers = await stream.answers(total)
@@ -216,7 +142,7 @@ async def test_a_client_that_is_ahead_is_held_back(stream, backend):
 
 
 async def test_the_stream_is_bounded_in_bytes(calls, backend, monkeypatch):
-    monkeypatch.setattr(append_stream.AppendStream.__init__, "__kwdefaults__", {"max_batches": 256, "max_bytes": 2500})
+    monkeypatch.setattr(append_stream.Batches.__init__, "__kwdefaults__", {"max_outstanding": 256, "max_bytes": 2500})
     for stream in (calls(), await calls().go_over()):
         backend.hold = True
         for number in range(6):
@@ -237,7 +163,7 @@ async def test_a_client_that_leaves_leaves_nothing_behind(stream, backend, serve
     await stream.end()
     await eventually(lambda: not served())
     backend.release()
-    assert not one._batches.completed
+    assert not one._requests.answers
     assert one._reader.done()
     await eventually(lambda: not node.server.guard.open_count)
     assert not node.transport.clients._open
@@ -267,11 +193,11 @@ async def test_what_is_not_read_is_bounded_and_its_client_ended(backend):
         stream = await Call(channel, one.port).go_over()
         request = frame(batch(b"x", group="nobody" * 20_000))
         stream.reader._transport.pause_reading()
-        (served,) = one.server._ledger._append_streams
+        (served,) = one.server._ledger._calls
         stream.writer.transport.set_write_buffer_limits(high=0)
         flooding = asyncio.ensure_future(flood(stream.writer, request))
         await eventually(lambda: one.server.guard.slow_count == 1, timeout=20)
-        assert served._batches.outstanding_count <= MAX_OUTSTANDING_BATCHES
+        assert served._requests.outstanding_count <= MAX_OUTSTANDING
         assert served._lane._connection.queued_bytes < 10**6
         assert (await stream.status())[0] is grpc.StatusCode.RESOURCE_EXHAUSTED
         await flooding
@@ -451,8 +377,10 @@ async def test_a_ticket_expires(calls, monkeypatch):
 async def test_a_ticket_ends_with_its_call(calls, served):
     gone, call = calls(), calls()
     _, ticket = await gone.offer()
+    await call.offer()
+    assert len(served()) == 2
     gone.call.cancel()
-    await eventually(lambda: len(served()) <= 1)
+    await eventually(lambda: len(served()) == 1)
     assert (await call.dial(ticket=ticket)).code == ResponseCode.ACCESS_DENIED
 
 

@@ -16,8 +16,12 @@ from dledger.v1 import admin_pb2, ledger_pb2, raft_pb2
 ROOT = Path(__file__).resolve().parent.parent.parent
 FILES = [module.DESCRIPTOR for module in (raft_pb2, ledger_pb2, admin_pb2)]
 
-SHARED = {("RaftMessage", "RaftMessage"), ("AppendBatchRequest", "AppendBatchResponse")}
-"""Replicate is a conversation of one message type; AppendStream is AppendBatch pipelined."""
+SHARED = {
+    ("RaftMessage", "RaftMessage"),
+    ("AppendBatchRequest", "AppendBatchResponse"),
+    ("ReadRequest", "ReadResponse"),
+}
+"""Replicate is a conversation of one message type; AppendStream is AppendBatch pipelined, ReadStream is Read."""
 
 
 def snake(name):

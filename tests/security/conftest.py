@@ -29,7 +29,7 @@ ops     admin       {OPS}
 SECRETS = (APP, READER, WRITER, OPS)
 
 
-async def eventually(condition: Callable[[], Any], timeout: float = 10.0, what: str = "") -> Any:
+async def eventually(condition: Callable[[], Any], timeout: float = 30.0, what: str = "") -> Any:
     """Poll state that signals nothing until it is true, and return it; fail after ``timeout`` seconds."""
     deadline = asyncio.get_running_loop().time() + timeout
     while not (value := condition()):

@@ -115,7 +115,7 @@ async def test_who_may_do_what(tokens, method):
     interceptor = TokenInterceptor(TokenStore(str(tokens)))
     name = method.rpartition("/")[2]
     writes = name in {"OpenSession", "Append", "AppendBatch", "AppendStream"}
-    reads = name in {"Get", "Read"}
+    reads = name in {"Get", "Read", "ReadStream"}
     everybody = name in {"Metadata", "Status"}
     allowed = {
         APP: writes or reads or everybody,

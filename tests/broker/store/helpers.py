@@ -82,7 +82,7 @@ async def opened(config: StoreConfig) -> LocalMessageStore:
     return store
 
 
-async def eventually(condition: Callable[[], Any], timeout: float = 10.0) -> None:
+async def eventually(condition: Callable[[], Any], timeout: float = 30.0) -> None:
     """Poll state that signals nothing; fail when the time is up."""
     deadline = asyncio.get_running_loop().time() + timeout
     while not condition():
