@@ -108,7 +108,7 @@ async def watching(stage: Stage, *, named: bool = True) -> AsyncIterator[Watcher
 
 async def looked(watcher: Watcher, enough: Any) -> dict[str, Any]:
     """Follow the watcher until the present satisfies; returns it."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         if enough(watcher.full()):
             return watcher.full()
         async for now in watcher.updates():

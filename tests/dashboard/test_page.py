@@ -414,6 +414,6 @@ async def test_charts_show_as_much_time_as_there_is(browser: Any, age_s: int, la
 
 async def eventually(condition: Callable[[], bool]) -> None:
     """Poll state that signals nothing until it is true."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not condition():  # noqa: ASYNC110 - what is waited for signals nothing
             await asyncio.sleep(0.02)

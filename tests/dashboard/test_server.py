@@ -69,7 +69,7 @@ async def ask(
     lines = {"host": f"{HOST}:{port}", "connection": "close", "content-length": str(len(body)), **headers}
     head = f"{method} {path} HTTP/1.1\r\n" + "".join(f"{k.replace('_', '-')}: {v}\r\n" for k, v in lines.items())
     writer.write(head.encode() + b"\r\n" + body)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         raw = await reader.read()
     writer.close()
     top, _, rest = raw.partition(b"\r\n\r\n")
@@ -84,7 +84,7 @@ async def first_events(server: PageServer, count: int) -> list[tuple[str, dict[s
     reader, writer = await asyncio.open_connection(HOST, port)
     writer.write(f"GET /events HTTP/1.0\r\nhost: {HOST}:{port}\r\n\r\n".encode())
     found = []
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while len(found) < count:
             line = (await reader.readline()).decode().rstrip()
             if line.startswith("event: "):
@@ -184,7 +184,7 @@ async def test_no_more_than_so_many_pages_at_once() -> None:
         assert (await ask(server, "/events"))[0] == 503
         for writer in writers:
             writer.close()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while not await first_page(server):  # noqa: ASYNC110 - the server says nothing when a page has gone
                 await asyncio.sleep(0.02)
 

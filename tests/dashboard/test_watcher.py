@@ -101,7 +101,7 @@ async def test_a_watcher_that_breaks_says_so() -> None:
     async with watching(stage) as watcher:
         assert not watcher.failed.done()
         stage.nodes["n1"] = object()  # type: ignore[assignment]
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             assert isinstance(await watcher.failed, AttributeError)
 
 
@@ -112,7 +112,7 @@ async def test_nodes_are_asked_less_often_while_nobody_follows(monkeypatch: pyte
     watcher = stage.watcher()
     await watcher.start()
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await watcher._ticked.wait()
             while stage.asks < 3:  # noqa: ASYNC110 - a turn of the loop, in which every node is asked
                 await asyncio.sleep(0)

@@ -119,7 +119,7 @@ async def test_sigterm_hands_over_so_that_not_even_a_client_without_sessions_fai
             await eventually(lambda: len(acknowledged) >= 200, 20, "a load")
             await group.stop_node(leader)
             assert group.node(leader).exit_code == 0
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 await after.wait()
         finally:
             stop = True

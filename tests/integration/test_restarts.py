@@ -84,7 +84,7 @@ async def test_a_node_whose_folder_was_deleted_comes_back_by_catch_up(processes)
         await group.wait_leader()
         caught_up = await group.wait_caught_up(wiped)
         assert caught_up.commit_index >= 500
-        async with asyncio.timeout(10):  # known to be committed is a moment before durable here
+        async with asyncio.timeout(30):  # known to be committed is a moment before durable here
             while (await group.status())[wiped].note:  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
         log, end_pos = await read_log(client)
@@ -126,7 +126,7 @@ async def test_a_leader_commits_nothing_with_a_wiped_node_alone(processes) -> No
         await group.restart(away)
         index = (await waiting).index
         assert (await client.get(index)).body == b"waits"
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while any(status is None or status.note for status in (await group.status()).values()):  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
 

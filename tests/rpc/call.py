@@ -46,7 +46,7 @@ class Call:
         port, own = await self.offer()
         self.reader, self.writer = await asyncio.open_connection("127.0.0.1", port)
         self.writer.write(preface + frame(own if ticket is None else ticket))
-        return raft_pb2.PeerWelcome.FromString(await asyncio.wait_for(read_frame(self.reader), 5))
+        return raft_pb2.PeerWelcome.FromString(await asyncio.wait_for(read_frame(self.reader), 30))
 
     async def go_over(self):
         assert (await self.dial()).code == ResponseCode.SUCCESS

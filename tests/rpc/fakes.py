@@ -170,7 +170,7 @@ class Handler:
         self.events.append(("down", peer))
         self._changed.set()
 
-    async def until(self, condition, timeout=5.0):
+    async def until(self, condition, timeout=30.0):
         async with asyncio.timeout(timeout):
             while not condition():
                 self._changed.clear()

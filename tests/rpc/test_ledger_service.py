@@ -388,7 +388,7 @@ async def test_follow_gets_new_entries_as_they_commit(stub, backend):
     for number in range(3):
         backend.put(b"", type=EntryType.NOOP)
         backend.put(b"new %d" % number)
-        bodies = [entry.body for entry in (await asyncio.wait_for(call.read(), 5)).entries]
+        bodies = [entry.body for entry in (await asyncio.wait_for(call.read(), 30)).entries]
         assert bodies == [b"new %d" % number]
     call.cancel()
     await eventually(lambda: not backend.read_waits)
@@ -399,7 +399,7 @@ async def test_follow_up_to_an_index_ends_there(stub, backend):
     answers = asyncio.create_task(collect(call))
     for number in range(4):
         backend.put(b"%d" % number)
-    bodies = [entry.body for answer in await asyncio.wait_for(answers, 5) for entry in answer.entries]
+    bodies = [entry.body for answer in await asyncio.wait_for(answers, 30) for entry in answer.entries]
     assert bodies == [b"1", b"2"]
     assert answers.result()[-1].end
 
@@ -449,6 +449,6 @@ async def test_stopping_ends_a_read_that_waits(stub, backend, node):
     await eventually(lambda: backend.read_waits)
     node.server._ledger.close()
     with pytest.raises(aio.AioRpcError) as caught:
-        await asyncio.wait_for(reading, 5)
+        await asyncio.wait_for(reading, 30)
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
     assert not backend.read_waits

@@ -43,7 +43,7 @@ async def test_messages_leave_in_order_and_make_room():
     assert written == [b"1", b"2", b"3"]
     assert (len(outbox), outbox.queued_bytes) == (0, 0)
     outbox.close()
-    await asyncio.wait_for(task, 1)
+    await asyncio.wait_for(task, 30)
 
 
 @pytest.mark.asyncio
@@ -62,7 +62,7 @@ async def test_closing_drops_what_waits_and_ends_the_writer():
     await asyncio.sleep(0)
     outbox.close()
     gate.set()
-    await asyncio.wait_for(task, 1)
+    await asyncio.wait_for(task, 30)
     assert written == [b"1"]
     assert not outbox.put(b"3")
 

@@ -81,7 +81,7 @@ async def test_stop_does_not_wait_for_streams_that_never_end(node, channel):
     read = channel.unary_stream("/dledger.v1.LedgerService/Read")(request)
     await read.read()
     await eventually(lambda: node.backend.read_waits)
-    await asyncio.wait_for(node.server.stop(60), 5)
+    await asyncio.wait_for(node.server.stop(60), 30)
     for call in (append, read):
         assert await call.code() is grpc.StatusCode.UNAVAILABLE
 
@@ -101,10 +101,10 @@ async def test_health_follows_set_serving(node, channel):
     watch = stub.Watch(health_pb2.HealthCheckRequest(service="dledger.v1.LedgerService"))
     assert (await watch.read()).status == response.NOT_SERVING
     node.server.set_serving(True)
-    assert (await asyncio.wait_for(watch.read(), 5)).status == response.SERVING
+    assert (await asyncio.wait_for(watch.read(), 30)).status == response.SERVING
     assert await check("") == response.SERVING
     node.server.set_serving(False)
-    assert (await asyncio.wait_for(watch.read(), 5)).status == response.NOT_SERVING
+    assert (await asyncio.wait_for(watch.read(), 30)).status == response.NOT_SERVING
     watch.cancel()
     with pytest.raises(aio.AioRpcError) as caught:
         await check("nobody")
@@ -196,7 +196,7 @@ async def test_garbage_on_the_port_disturbs_nobody(node, channel, data):
         writer.write(data)
         await writer.drain()
         if data:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 while await reader.read(4096):
                     pass  # Until the server closes the connection.
         answer = await channel.unary_unary("/dledger.v1.LedgerService/Metadata")(

@@ -448,7 +448,7 @@ async def test_a_bad_response_resets_our_stream():
         await a.start({"n0": "-", "n1": f"127.0.0.1:{port}"})
         await a.handler.until(lambda: a.handler.events[:3] == [("up", "n1"), ("down", "n1"), ("up", "n1")])
         a.transport.send("n1", Heartbeat("n0", 1, 0, 1, 0))
-        await asyncio.wait_for(received.wait(), 5)
+        await asyncio.wait_for(received.wait(), 30)
     finally:
         await a.stop()
         await server.stop(0)

@@ -101,7 +101,7 @@ async def raft_calls(address: str, certs, shown: str, claimed: str) -> list[str]
     async with aio.secure_channel(address, grpc.ssl_channel_credentials(*pem)) as channel:
         stream = channel.stream_stream("/dledger.v1.RaftService/Replicate")(metadata=metadata)
         try:
-            received = await asyncio.wait_for(stream.initial_metadata(), 5)
+            received = await asyncio.wait_for(stream.initial_metadata(), 30)
             if NODE_KEY in {str(key) for key, _ in received}:
                 ends.append("admitted")
                 stream.cancel()

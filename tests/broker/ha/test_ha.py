@@ -273,7 +273,7 @@ async def test_a_slave_takes_nothing_from_a_stream_that_is_none(pair: Pair, repl
     end = slave.max_physical_offset
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     slave.update_ha_master_address(f"127.0.0.1:{server.sockets[0].getsockname()[1]}")
-    await asyncio.wait_for(dropped.wait(), 10)
+    await asyncio.wait_for(dropped.wait(), 30)
     assert slave.max_physical_offset == end
     server.close()
     await server.wait_closed()
@@ -284,7 +284,7 @@ async def test_silence_ends_a_connection(pair: Pair) -> None:
     master = await pair.master(ha_housekeeping_interval_ms=60)
     reader, writer = await asyncio.open_connection("127.0.0.1", port_of(master))
     writer.write(struct.pack(">q", 0))
-    assert await asyncio.wait_for(reader.read(), 10) == b""
+    assert await asyncio.wait_for(reader.read(), 30) == b""
     writer.close()
     await writer.wait_closed()
 

@@ -386,7 +386,7 @@ async def test_queues_of_another_log_are_noticed(alone: Group) -> None:
     text = json.dumps(fields, separators=(",", ":")).encode()
     path.write_bytes(b"%08x\n%b" % (crc32(text), text))
     again = await alone.start("n0")
-    failure = await asyncio.wait_for(again.wait_failed(), 10)
+    failure = await asyncio.wait_for(again.wait_failed(), 30)
     assert isinstance(failure, CorruptLogError)
     assert "logicCheckpoint" in str(failure)
 
@@ -505,7 +505,7 @@ async def test_a_dispatch_that_cannot_go_on_ends_the_store(alone: Group, monkeyp
     monkeypatch.setattr(queue.files, "write", broken)
     assert (await store.put_message(message(1, queue_id=0))).is_ok, "it is in the log"
     waiting = asyncio.ensure_future(store.wait_dispatched())
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         assert isinstance(await store.wait_failed(), StorageFailedError)
         with pytest.raises(StoppedError):
             await waiting
