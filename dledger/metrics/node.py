@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SAMPLE_S", "NodeMetrics"]
 
-SAMPLE_S: Final = 0.25
+SAMPLE_S: Final = 0.5
 """How often `NodeMetrics.sample` wants to be called: the resolution of a peer's lag in seconds."""
 
 _SAMPLES_KEPT: Final = 2400

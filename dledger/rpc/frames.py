@@ -260,8 +260,12 @@ class FrameConnection(asyncio.Protocol):
     # -- silence ------------------------------------------------------------------------------------------------------
 
     def _arm(self) -> None:
+        loop = asyncio.get_running_loop()
         period_s = self._options.keepalive_time_ms / 1000 / _CHECKS_A_PERIOD
-        self._timer = asyncio.get_running_loop().call_later(period_s, self._check)
+        # At a multiple of the period, so that all connections of a node, and their other ends on the same machine, are
+        # looked at in one turn: waking up is what costs an idle node.
+        due_s = (loop.time() // period_s + 1) * period_s
+        self._timer = loop.call_at(due_s if due_s - loop.time() > period_s / 2 else due_s + period_s, self._check)
 
     def _check(self) -> None:
         """Speak if nothing was said lately, and give up if nothing was heard for too long.
