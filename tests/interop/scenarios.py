@@ -71,7 +71,7 @@ def one_queue_keeps_its_order(driver: Driver, group: RealGroup) -> None:
 
 
 def a_delay_is_kept(driver: Driver, group: RealGroup) -> None:
-    """Level 4 of the group's settings is 2 s."""
+    """Level 4 of the group's settings is 2 s. When the other one comes is nobody's promise: it is in another queue."""
     topic = topic_of("Delay", driver)
     consumer = driver.push(topic)
     producer = driver.producer()
@@ -79,7 +79,6 @@ def a_delay_is_kept(driver: Driver, group: RealGroup) -> None:
     driver.do("send", id=producer, topic=topic, body="later", delay=4)
     driver.do("send", id=producer, topic=topic, body="now")
     got = {event["body"]: event["at"] for event in driver.consumed(consumer, ["later", "now"])}
-    assert got["now"] < got["later"]
     assert got["later"] - sent_at >= 1.9
 
 
