@@ -1,4 +1,4 @@
-"""Tests that failed are run again where the machine stood still, and nowhere else."""
+"""Tests that failed are run again where the machine stood still, and as often as the run forgives."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def attempt(stalled):
 """
 
 
-def run(folder, body):
+def run(folder, body, *arguments):
     """Run a test file in a pytest of its own; return (exit code, output, attempts)."""
     shutil.copy(CONFTEST, folder / "conftest.py")
     (folder / "test_one.py").write_text(ATTEMPTS + body)
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(folder)],
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments, str(folder)],
         cwd=folder, capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     return done.returncode, done.stdout, len((folder / "attempts").read_text())
@@ -49,6 +49,23 @@ def test_who_gets_another_attempt(tmp_path, body, code, attempts):
     found = run(tmp_path, body)
     assert (found[0], found[2]) == (code, attempts), found[1]
     assert ("test_it (call): the machine stood still for 1.00 s" in found[1]) == (attempts > 1)
+
+
+@pytest.mark.parametrize(
+    ("forgive", "passes_at", "code", "attempts"),
+    [(1, 1, 0, 2), (1, 2, 1, 2), (3, 2, 0, 3), (3, 9, 1, 3)],
+    ids=["once", "too seldom", "twice", "fails always"],
+)
+def test_as_many_failures_as_a_run_forgives_are_run_again_and_named(tmp_path, forgive, passes_at, code, attempts):
+    found = run(tmp_path, f"def test_it(): assert attempt(stalled=False) == {passes_at}", f"--forgive={forgive}")
+    assert (found[0], found[2]) == (code, attempts), found[1]
+    assert f"test_it (call): forgiven, {forgive - 1} more would be: look why" in found[1]
+    assert f"assert 0 == {passes_at}" in found[1]
+
+
+def test_what_is_forgiven_is_counted_over_the_whole_run(tmp_path):
+    body = "def test_it(): assert attempt(stalled=False) == 1\ndef test_other(): assert attempt(stalled=False) == 3\n"
+    assert run(tmp_path, body, "--forgive=1")[::2] == (1, 3)
 
 
 def test_the_clock_is_watched(tmp_path):

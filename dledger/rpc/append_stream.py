@@ -33,6 +33,7 @@ class Batches(Requests):
         try:
             request = parse(pb.AppendBatchRequest, data)
             request_id = request.request_id
+            self._check_open()
             self._answers.check_group(request.group)
             bodies = list(request.bodies)
             check_batch(bodies, len(bodies), request.first_sequence, self._backend)

@@ -21,6 +21,7 @@ from typing import Final, NamedTuple
 
 import grpc
 
+from dledger.errors import NotLeaderError
 from dledger.raft.messages import NodeId
 from dledger.rpc.client_door import START_BYTES
 from dledger.rpc.frames import FrameConnection
@@ -30,6 +31,10 @@ __all__ = ["MAX_OUTSTANDING", "MAX_OUTSTANDING_BYTES", "Answer", "CallStream", "
 
 MAX_OUTSTANDING: Final = 256
 MAX_OUTSTANDING_BYTES: Final = 32 * 1024 * 1024
+
+_DRAIN_S: Final = 0.1
+"""How long a call of a node that stops still takes requests, to refuse them: what is in nobody's hands when the call
+ends has an unknown outcome for whoever sent it."""
 
 _WRITE_BYTES: Final = 64 * 1024
 """Answers of one write, about."""
@@ -49,6 +54,7 @@ class Requests(ABC):
         self._max_outstanding = max_outstanding
         self._max_bytes = max_bytes
         self._gone = False
+        self._is_closing = False
         self._outstanding_bytes = 0  # Invariant: of the requests that outstanding_count counts.
         self.ready: Callable[[], None] = _nothing
         self.answers: deque[Answer] = deque()
@@ -87,6 +93,19 @@ class Requests(ABC):
         if answer.request_bytes >= 0:
             self.outstanding_count -= 1
             self._outstanding_bytes -= answer.request_bytes
+
+    def close(self) -> None:
+        """Refuse what is still to come."""
+        self._is_closing = True
+
+    def _check_open(self) -> None:
+        """Raise unless requests are served.
+
+        Raises:
+            NotLeaderError: the node stops; another one leads, or will. Nothing was taken.
+        """
+        if self._is_closing:
+            raise NotLeaderError("the node is stopping")
 
     def drop(self) -> None:
         """The client is gone or all is answered: what is still under way has nobody to tell."""
@@ -132,8 +151,13 @@ class CallStream:
             await self._context.abort(grpc.StatusCode.UNAVAILABLE, f"{self._node_id} is stopping")
 
     def close(self) -> None:
-        """Read no more; answer what is outstanding, then end the call with UNAVAILABLE."""
-        self._closing = True
+        """Refuse what comes, for a moment; answer what is outstanding, then end the call with UNAVAILABLE."""
+        if not self._closing:
+            self._closing = True
+            self._requests.close()
+            asyncio.get_running_loop().call_later(_DRAIN_S, self._stop_taking)
+
+    def _stop_taking(self) -> None:
         if self._reader is not None:
             self._reader.cancel()
         if self._lane is not None:

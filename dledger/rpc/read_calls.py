@@ -60,6 +60,7 @@ class Reads(Requests):
         request, size = pb.ReadRequest(), len(data)
         try:
             request = parse(pb.ReadRequest, data)
+            self._check_open()
             self._answers.check_group(request.group)
             mode = read_mode(request.mode)
             if request.follow or request.from_index != request.to_index:

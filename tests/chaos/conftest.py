@@ -45,6 +45,7 @@ async def loaded(group: ChaosGroup, concurrency: int = 8, timeout: float = 30.0)
         load = TermLoad(client, concurrency, entry_bytes=64)
         load.pace_s = 0.005
         await load.wait_acks(50)
+        await _can_spare_one(group)
         try:
             yield load
         finally:
@@ -54,6 +55,13 @@ async def loaded(group: ChaosGroup, concurrency: int = 8, timeout: float = 30.0)
     verdict = check(load.history, log)
     assert verdict.ok, verdict.report()
     assert verdict.acknowledged
+
+
+async def _can_spare_one(group: ChaosGroup) -> None:
+    """Wait until every node has asked a leader what it may have forgotten: before that a new group needs all three."""
+    async with asyncio.timeout(30):
+        while any(status is None or status.note for status in (await group.status()).values()):  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
 
 
 def leaders_since(group: ChaosGroup, marks: dict[str, int]) -> list[tuple[str, int]]:

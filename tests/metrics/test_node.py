@@ -75,6 +75,8 @@ async def test_gauges_of_leadership_fall_to_zero_on_step_down(group):
     nodes = await start(group)
     old = await nodes.wait_leader()
     server = nodes.running[old]
+    core = server.driver.core
+    await eventually(lambda: core.is_leader_ready and all(peer.match_index >= 0 for peer in core.progress.values()))
     before = await page(server)
     assert before['dledger_role{role="leader"}'] == 1
     assert [before[f'dledger_role{{role="{role.value}"}}'] for role in Role].count(1) == 1

@@ -175,6 +175,8 @@ async def test_stopping_answers_what_is_outstanding_and_ends_the_stream(stream, 
     await eventually(lambda: backend.held)
     node.server._ledger.close()
     await stream.write(batch(b"too late", request_id=2))
+    late = await stream.read()
+    assert (late.request_id, late.header.code, late.header.message) == (2, 404, "the node is stopping")
     backend.release()
     assert (await stream.read()).request_id == 1
     assert await stream.status() == (grpc.StatusCode.UNAVAILABLE, "n0 is stopping")
