@@ -15,6 +15,7 @@ from typing import Any, Final, Protocol
 import click
 
 from dledger.errors import ConfigError, DLedgerError
+from dledger.process_memory import freeze_objects, keep_freed_memory
 
 __all__ = ["EXIT_CONFIGURATION", "EXIT_FAILED", "Service", "pid_file", "run_command", "run_loop", "serve"]
 
@@ -37,6 +38,7 @@ class Service(Protocol):
 
 def run_loop(main: Coroutine[Any, Any, int]) -> int:
     """Run a coroutine to its end, on uvloop where that is installed."""
+    keep_freed_memory()
     try:
         from uvloop import new_event_loop  # noqa: PLC0415 - optional
     except ImportError:
@@ -56,6 +58,7 @@ async def serve(service: Service, failed: asyncio.Future[BaseException] | None =
     except DLedgerError:
         await service.stop()
         raise
+    freeze_objects()
     waiting: set[asyncio.Future[Any]] = {asyncio.ensure_future(asked.wait())}
     failure = failed if failed is not None else getattr(service, "failure", None)
     if failure is not None:

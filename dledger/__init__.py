@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from dledger.driver.state_machine import StateMachine
     from dledger.errors import AccessDeniedError, ConfigError, DLedgerError, Outcome, ResponseCode
     from dledger.grpc_engine import prefer_polling
+    from dledger.process_memory import keep_freed_memory
     from dledger.raft.messages import EntryType, Role
     from dledger.security.access import ClientTls
     from dledger.server import DLedgerServer
@@ -50,6 +51,7 @@ __all__ = [
     "__version__",
     "connect",
     "connect_blocking",
+    "keep_freed_memory",
     "prefer_polling",
 ]
 
@@ -60,6 +62,7 @@ _HOME = {
     "dledger.driver.state_machine": ("StateMachine",),
     "dledger.errors": ("AccessDeniedError", "ConfigError", "DLedgerError", "Outcome", "ResponseCode"),
     "dledger.grpc_engine": ("prefer_polling",),
+    "dledger.process_memory": ("keep_freed_memory",),
     "dledger.raft.messages": ("EntryType", "Role"),
     "dledger.security.access": ("ClientTls",),
     "dledger.server": ("DLedgerServer",),

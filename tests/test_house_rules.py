@@ -19,6 +19,7 @@ LAYERS = {
     "dledger.errors": 0,
     "dledger.grpc_engine": 0,
     "dledger.lazy_names": 0,
+    "dledger.process_memory": 0,
     "dledger.version": 0,
     "dledger.raft": 0,
     "dledger.verdict": 0,

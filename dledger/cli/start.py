@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import signal
 import threading
@@ -21,11 +20,11 @@ from dledger.cli.runtime import report, run
 from dledger.config import DLedgerConfig
 from dledger.errors import ConfigError, DLedgerError
 from dledger.log import configure_logging
+from dledger.process_memory import freeze_objects, keep_freed_memory
 
 __all__ = ["start"]
 
 _STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
-_GC_THRESHOLD: Final = 50_000
 _LAST_WORDS_S: Final = 5.0
 """How long a node that has failed may take to write its crash file, answer its clients and end."""
 
@@ -51,6 +50,7 @@ def start(file: str | None, overrides: tuple[str, ...], pid_file: Path | None, c
         click.echo(f"ok ({config.group} {config.self_id} of {len(config.peers)}, {config.bind_address})")
         return ExitCode.DONE
     configure_logging(config.log_level, config.log_format)
+    keep_freed_memory()
     with _pid_file(pid_file):
         return run(_serve(config))
 
@@ -108,10 +108,7 @@ async def _serve(config: DLedgerConfig) -> int:
         tls=config.tls_cert_file is not None,
         tokens=config.tokens_file is not None,
     )
-    # What lives as long as the process is not looked through again; what lives for a batch dies by its reference count.
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(_GC_THRESHOLD)
+    freeze_objects()
     stopped = asyncio.ensure_future(server.wait_stopped())
     asked = asyncio.ensure_future(stop_asked.wait())
     await asyncio.wait({stopped, asked}, return_when=asyncio.FIRST_COMPLETED)

@@ -148,6 +148,8 @@ class FrameConnection(asyncio.Protocol):
         if self._transport is not None:
             if abort:
                 self._transport.abort()
+                if self._timer is not None:
+                    self._timer.cancel()
             else:
                 self._transport.close()
 

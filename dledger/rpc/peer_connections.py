@@ -208,10 +208,12 @@ class GreetedConnection:
         except BaseException:
             self._welcome.cancel()
             self.frames.abort("not welcomed")
+            # uvloop tells nobody of the end of a connection whose opening is cancelled just after it was made.
+            self._lost(self.frames, "not welcomed")
             raise
 
     async def ended(self) -> str:
-        """Return why the connection is over, once it is."""
+        """Return why the connection is over, once it is; at once where `open` has failed."""
         if not self._end.done():
             await asyncio.wait({self._end})  # which leaves the future alone where the caller is cancelled
         return self._end.result()

@@ -19,11 +19,12 @@ ALLOWED_OF_DLEDGER = (
     "dledger.grpc_engine",
     "dledger.metrics.http",
     "dledger.metrics.registry",
+    "dledger.process_memory",
     "dledger.security.files",
 )
 """The package itself, its errors, its logging set-up and its configuration: public names, nothing of its inside. Of
-metrics, security and gRPC's set-up the parts that know nothing of the log: text format, small HTTP server, files that
-change, the choice of an engine."""
+metrics, security and the process's set-up the parts that know nothing of the log: text format, small HTTP server, files
+that change, the choice of an engine, what becomes of freed memory."""
 
 LAYERS = {
     "message": 0,
