@@ -365,6 +365,7 @@ class DLedgerMessageStore(BaseMessageStore):
                     del self.next_offsets[key]
             return body
 
+        self._put_groups.hurry()  # the puts before it stay before it
         body = encode_state(records, now_ms())
         result = await self._server.append_batch((body,), hook=forget_offsets if deleted else None)
         await self._wait_applied(result.last_index)

@@ -1,9 +1,11 @@
 """Puts on their way to the log, gathered into groups: one append of the log for all that came while another ran.
 
 A round of the log (disk here, two peers, their answers) costs about the same for one entry as for a hundred. So while a
-group is on its way, what arrives waits and leaves together with the next one: alone, a put waits for nobody; under load
-a group grows to what arrives in one round. A log that hangs does not hold the next group back longer than
-`GATHER_S`: from then on the log's own limits and time-outs decide.
+group is on its way, what arrives waits and leaves together with the next one: alone, a put waits for nobody. Where
+there is company, most of those who were answered come again at once: a group waits for three quarters of them, and not
+longer than `HOLD_S`; then fewer and larger rounds serve all sooner. As many may follow a group that is still on its
+way. A log that hangs does not hold the next group back longer than `GATHER_S`: from then on the log's own limits and
+time-outs decide.
 """
 
 from __future__ import annotations
@@ -19,10 +21,16 @@ from broker_adapter.message import TRANSACTION_TYPE_MASK, Message, SysFlag
 from broker_adapter.store.api import PutMessageStatus, PutResult
 from dledger import BatchResult, DLedgerError, ResponseCode
 
-__all__ = ["ENTRY_HEADER_BYTES", "GATHER_S", "Put", "PutGroups", "put_status"]
+__all__ = ["ENTRY_HEADER_BYTES", "GATHER_S", "HOLD_S", "Put", "PutGroups", "put_status"]
 
 ENTRY_HEADER_BYTES: Final = 48
 GATHER_S: Final = 0.05
+HOLD_S: Final = 0.008
+_COMPANY: Final = 8
+"""Fewer producers at once are not waited for."""
+_WORTH_A_ROUND: Final = 48
+"""So many puts need not wait for more."""
+_MAX_INFLIGHT: Final = 2
 _GROUP_BYTES: Final = 1024 * 1024
 _GROUP_COUNT: Final = 2048
 _PLACE: Final = Struct(">qq")
@@ -151,6 +159,9 @@ class PutGroups:
         self._waiting: list[Put] = []
         self._waiting_bytes = 0
         self._inflight_count = 0
+        self._inflight_puts = 0
+        self._wanted_count = 1
+        """Puts that wait for no more company."""
         self._scheduled: asyncio.Handle | None = None
         self._late: asyncio.TimerHandle | None = None
 
@@ -167,10 +178,23 @@ class PutGroups:
             return
         self._waiting.append(put)
         self._waiting_bytes += put.byte_count
-        if self._scheduled is None and not self._inflight_count:
+        self._look()
+
+    def hurry(self) -> None:
+        """Append what waits now."""
+        if self._waiting:
+            self._send()
+
+    def _look(self) -> None:
+        """Send what waits if that is worth a round now; else see to it that it leaves in time."""
+        if self._scheduled is not None:
+            return
+        inflight = self._inflight_count
+        limit = 1 if self._wanted_count == 1 else _MAX_INFLIGHT
+        if inflight < limit and len(self._waiting) >= self._wanted_count:
             self._scheduled = self._loop.call_soon(self._send)
         elif self._late is None:
-            self._late = self._loop.call_later(GATHER_S, self._send)
+            self._late = self._loop.call_later(GATHER_S if inflight else HOLD_S, self._send)
 
     def _send(self) -> None:
         """Append what waits, in as many groups as it takes."""
@@ -199,6 +223,7 @@ class PutGroups:
         bodies = puts[0].bodies if len(puts) == 1 else [body for put in puts for body in put.bodies]
         group = _Group(puts, self._offsets())
         self._inflight_count += 1
+        self._inflight_puts += len(puts)
 
         def done(result: BatchResult | None, error: Exception | None) -> None:
             self._done(group, result, error)
@@ -207,6 +232,9 @@ class PutGroups:
 
     def _done(self, group: _Group, result: BatchResult | None, error: Exception | None) -> None:
         self._inflight_count -= 1
+        producers = self._inflight_puts + len(self._waiting)  # those who are answered now may come again
+        self._inflight_puts -= len(group.puts)
+        self._wanted_count = 1 if producers < _COMPANY else min(producers * 3 // 4, _WORTH_A_ROUND)
         host = self._host
         if error is None and result is not None:
             for put in group.puts:
@@ -217,8 +245,11 @@ class PutGroups:
                 status = put_status(failure, has_position=bool(put.physical))
                 remark = f"{_BUSY}: {failure}" if status is PutMessageStatus.OS_PAGECACHE_BUSY else str(failure)
                 put.answer(status, remark, host)
-        if self._waiting and not self._inflight_count and self._scheduled is None:
-            self._scheduled = self._loop.call_soon(self._send)
+        if self._waiting:
+            if self._late is not None and not self._inflight_count:
+                self._late.cancel()
+                self._late = None
+            self._look()
 
     def _cancel_timers(self) -> None:
         for handle in (self._scheduled, self._late):
@@ -229,5 +260,4 @@ class PutGroups:
     def close(self) -> None:
         """Answer what waits with what `refuse` says now (the store is stopping)."""
         self._cancel_timers()
-        if self._waiting:
-            self._send()
+        self.hurry()

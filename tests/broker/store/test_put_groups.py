@@ -9,7 +9,7 @@ import pytest
 
 from broker_adapter.message import Message
 from broker_adapter.store.api import PutMessageStatus, PutResult
-from broker_adapter.store.put_groups import ENTRY_HEADER_BYTES, GATHER_S, Put, PutGroups
+from broker_adapter.store.put_groups import ENTRY_HEADER_BYTES, GATHER_S, HOLD_S, Put, PutGroups
 from dledger import BatchResult, IndexRun
 from dledger.errors import DLedgerError, NotLeaderError, QuorumTimeoutError, TermChangedError
 from tests.broker.harness import eventually
@@ -107,6 +107,78 @@ async def test_what_comes_meanwhile_leaves_together_in_order() -> None:
     stored = [int.from_bytes(body[28:36], "big") for body in setup.log.groups[1]]
     assert stored == places
     assert setup.offsets == {(b"T", 0): 11, (b"T", 1): 8}
+
+
+async def in_company(setup: Setup, count: int) -> None:
+    """Have ``count`` producers put once, and be answered."""
+    puts = [setup.put() for _ in range(count)]
+    await asyncio.sleep(0)
+    setup.log.finish()
+    await asyncio.gather(*puts)
+    setup.log.groups.clear()
+
+
+async def test_a_group_waits_for_most_of_those_who_were_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    setup = Setup()
+    await in_company(setup, 12)
+    monkeypatch.setattr("broker_adapter.store.put_groups.HOLD_S", 60.0)
+    early = [setup.put() for _ in range(8)]
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert not setup.log.groups
+    early.append(setup.put())
+    await asyncio.sleep(0)
+    assert [len(group) for group in setup.log.groups] == [9]
+    setup.log.finish()
+    await asyncio.gather(*early)
+
+
+async def test_who_comes_alone_after_company_waits_for_a_moment_and_then_for_nobody() -> None:
+    setup = Setup()
+    await in_company(setup, 12)
+    began = asyncio.get_running_loop().time()
+    first = setup.put()
+    await eventually(lambda: setup.log.groups)
+    assert asyncio.get_running_loop().time() - began >= HOLD_S * 0.9
+    setup.log.finish()
+    await first
+    setup.put()
+    await asyncio.sleep(0)
+    assert [len(group) for group in setup.log.groups] == [1, 1]
+
+
+async def test_what_waits_for_company_can_be_sent_at_once() -> None:
+    setup = Setup()
+    await in_company(setup, 12)
+    setup.put()
+    setup.groups.hurry()
+    assert [len(group) for group in setup.log.groups] == [1]
+    setup.groups.hurry()
+    assert len(setup.log.groups) == 1
+
+
+async def test_a_few_producers_are_not_waited_for() -> None:
+    setup = Setup()
+    await in_company(setup, 7)
+    setup.put()
+    await asyncio.sleep(0)
+    assert [len(group) for group in setup.log.groups] == [1]
+
+
+async def test_enough_puts_follow_a_group_that_is_on_its_way_and_no_third() -> None:
+    setup = Setup()
+    await in_company(setup, 100)
+    puts = []
+    for count in (48, 48, 48):
+        puts += [setup.put() for _ in range(count)]
+        await asyncio.sleep(0)
+    assert [len(group) for group in setup.log.groups] == [48, 48]
+    setup.log.finish()
+    await asyncio.sleep(0)
+    assert [len(group) for group in setup.log.groups] == [48, 48, 48]
+    setup.log.finish()
+    setup.log.finish()
+    assert [result.queue_offset for result in await asyncio.gather(*puts)] == list(range(100, 244))
 
 
 async def test_a_group_has_a_limit_and_a_large_put_goes_alone() -> None:
