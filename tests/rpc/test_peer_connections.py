@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
 from dataclasses import replace
 
 import pytest
@@ -18,19 +20,19 @@ def new_uvloop():
     return pytest.importorskip("uvloop").new_event_loop()
 
 
+async def closed_by_the_other_side(loop, listener):
+    accepted, _ = await loop.sock_accept(listener)
+    with accepted, contextlib.suppress(ConnectionResetError):
+        accepted.setblocking(False)
+        while await loop.sock_recv(accepted, 100):
+            pass
+
+
 @pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, new_uvloop], ids=["asyncio", "uvloop"])
 @pytest.mark.parametrize("when", ["before it is made", "as it is made", "while it waits for the welcome"])
 def test_a_connection_whose_opening_is_cancelled_has_ended(new_loop, when):
-    async def scenario():
-        gone = asyncio.Event()
-
-        async def silent(reader, writer):
-            await reader.read()
-            writer.close()
-            gone.set()
-
-        server = await asyncio.start_server(silent, "127.0.0.1", 0)
-        port = server.sockets[0].getsockname()[1]
+    async def scenario(listener):
+        loop = asyncio.get_running_loop()
         connection = GreetedConnection(CLIENT_PREFACE, b"ticket", OPTIONS, lambda _: True)
         made, heard_of = connection.frames.connection_made, asyncio.Event()
 
@@ -41,7 +43,7 @@ def test_a_connection_whose_opening_is_cancelled_has_ended(new_loop, when):
                 opening.cancel()
 
         connection.frames.connection_made = notice
-        opening = asyncio.ensure_future(connection.open("127.0.0.1", port))
+        opening = asyncio.ensure_future(connection.open(*listener.getsockname()))
         await asyncio.sleep(0)
         if when == "before it is made":
             opening.cancel()
@@ -55,9 +57,8 @@ def test_a_connection_whose_opening_is_cancelled_has_ended(new_loop, when):
         async with asyncio.timeout(20):
             assert await connection.ended() == "not welcomed"
             if heard_of.is_set():
-                await gone.wait()  # the socket is closed, too
-        server.close()
-        await server.wait_closed()
+                await closed_by_the_other_side(loop, listener)
 
-    with asyncio.Runner(loop_factory=new_loop) as runner:
-        runner.run(scenario())
+    with socket.create_server(("127.0.0.1", 0)) as listener, asyncio.Runner(loop_factory=new_loop) as runner:
+        listener.setblocking(False)
+        runner.run(scenario(listener))
