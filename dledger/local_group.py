@@ -164,11 +164,12 @@ class LocalGroup:
     # ---------------------------------------------------------------- start and stop
 
     async def start(self, timeout: float = 30.0) -> str:
-        """Start every node and wait until a leader has committed and all others know it; returns its id.
+        """Start every node and wait until a leader has committed, and all others know it and can vote for another.
 
         A node that has never held an entry cannot be told from one that was wiped, and its vote does not count in
-        full: a group may be hurt only when all its nodes have caught up once. Ports are chosen now; where another
-        process takes one in between, others are chosen.
+        full: a group may be hurt only when all its nodes have caught up and asked a leader what they may have
+        forgotten. Ports are chosen now; where another process takes one in between, others are chosen. Returns the
+        leader's id.
 
         Raises:
             UnavailableError: a node ended, or there is no leader after ``timeout`` seconds; says what it logged.
@@ -181,6 +182,7 @@ class LocalGroup:
                 await self.wait_leader(timeout)
                 for node_id in self.nodes:
                     await self.wait_caught_up(node_id, timeout)
+                await self._wait_sound(timeout)
                 return await self.wait_leader(timeout)
             except UnavailableError:
                 ended = [node for node in self.nodes.values() if node.pid is None]
@@ -354,6 +356,25 @@ class LocalGroup:
                 self._check_alive()
                 await asyncio.sleep(_POLL_S)
         raise UnavailableError(f"{node_id} has not caught up after {timeout:g} s\n{self.describe()}")
+
+    async def _wait_sound(self, timeout: float) -> None:
+        """Wait until no node has anything to note of itself.
+
+        Raises:
+            UnavailableError: one still has after ``timeout`` seconds; says what.
+        """
+        deadline = asyncio.get_running_loop().time() + timeout
+        notes: dict[str, str] = {}
+        async with self.connect(timeout=1.0, session=False) as client:
+            while asyncio.get_running_loop().time() < deadline:
+                found = await _statuses(client)
+                notes = {node_id: "no answer" if each is None else each.note for node_id, each in found.items()}
+                if not any(notes.values()):
+                    return
+                self._check_alive()
+                await asyncio.sleep(_POLL_S)
+        details = "; ".join(f"{node_id}: {note}" for node_id, note in notes.items() if note)
+        raise UnavailableError(f"not ready after {timeout:g} s: {details}\n{self.describe()}")
 
     def _check_alive(self) -> None:
         """Raise if a node has ended by itself: waiting on would be in vain."""

@@ -54,6 +54,16 @@ async def test_a_life_of_a_group(tmp_path: Path) -> None:
 
 
 @pytest.mark.asyncio
+async def test_a_group_that_has_started_can_lose_its_leader_at_once(tmp_path: Path) -> None:
+    async with LocalGroup(tmp_path / "group") as group:
+        assert [status.note for status in (await group.status()).values() if status] == ["", "", ""]
+    async with LocalGroup(tmp_path / "other") as group:
+        leader = await group.wait_leader()
+        await group.kill(leader)
+        assert await group.wait_leader(20, other_than=leader) != leader
+
+
+@pytest.mark.asyncio
 async def test_a_node_that_cannot_start_is_told_with_its_words(tmp_path: Path) -> None:
     (tmp_path / "group" / "store").mkdir(parents=True)
     (tmp_path / "group" / "store" / "dledger-n1").write_text("a file where the folder should be")
