@@ -33,6 +33,7 @@ from dledger.sim.loop import Process, SimLoop
 from dledger.sim.network import Network, SimTransport
 from dledger.sim.scenario import GROUP, Scenario, node_config
 from dledger.sim.trace import Trace
+from dledger.sim.verified_store import VerifiedLogStore
 from dledger.storage.entry import RawSlice
 from dledger.storage.log_store import LogStore
 
@@ -247,13 +248,15 @@ class Cluster:
         )
 
     def _open_store(self, node: SimNode) -> LogStore:
-        return LogStore.open(
+        store = VerifiedLogStore.open(
             cast(FaultyFileSystem, node.filesystem),
             node.directory,
             group=GROUP,
             node_id=node.node_id,
             options=self.scenario.store,
         )
+        store.report = self.invariants.report
+        return store
 
     def kill(self, node: SimNode, *, loss: PowerLoss | None = None, mid_write: bool = False) -> None:
         """kill -9 a node's process, or (with ``loss``) cut its machine's power; ``mid_write``: within a disk job."""

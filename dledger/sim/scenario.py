@@ -153,6 +153,7 @@ def draw_scenario(seed: int, *, duration_s: float = 58.0) -> Scenario:
             checkpoint_bytes=rng.choice([2048, 16384, 1 << 20]),
             prepare_bytes=rng.choice([512, 4096]),
             cache_bytes=rng.choice([0, 4096, 65536]),
+            sum_block_bytes=segment // 64,
         ),
         settings=settings,
         faults=faults,

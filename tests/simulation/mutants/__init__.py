@@ -98,6 +98,7 @@ APPENDS = "dledger.driver.appends"
 PENDING = "dledger.driver.pending"
 DRIVER = "dledger.driver.driver"
 DISK = "dledger.driver.disk"
+SUMS = "dledger.storage.block_sums"
 
 
 def _one(name: str, module: str, old: str, new: str, after: str) -> Mutant:
@@ -248,6 +249,13 @@ MUTANTS: tuple[Mutant, ...] = (
             ),
         ),
         "etcd's rule for heartbeats",
+    ),
+    _one(
+        "blocks are good whatever their sums",
+        SUMS,
+        "and 0 not in found and found == sums[first : first + count]",
+        "and len(found) == len(sums[first : first + count])",
+        "what is read is verified",
     ),
     _one(
         "messages of older terms accepted",
@@ -433,6 +441,7 @@ CONTROL = _one("control: nothing is wrong", QUORUM, "> len(voters) // 2\n", "> (
 """Changes nothing that counts, so nothing may catch it. Only run where it is named."""
 
 CAUGHT_BY: dict[str, int] = {
+    "blocks are good whatever their sums": 18,
     "vote not synced": 0,
     "rename of the vote not synced": 0,
     "messages do not wait for term and vote": 0,
