@@ -7,6 +7,7 @@ import itertools
 import os
 import random
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +19,8 @@ from dledger.raft.messages import AppendEntries, AppendEntriesResponse, EntryTyp
 from dledger.raft.quorum import Configuration
 from dledger.rpc.codec import decode_stream, encode_stream
 from dledger.storage.entry import EntryGroup, Slice, encode_groups, iter_entries, parse_slice
-from dledger.storage.log_store import LogStore
+from dledger.storage.filesystem import RealFileSystem
+from dledger.storage.log_store import LogStore, StoreOptions
 from dledger.storage.memory_filesystem import MemoryFileSystem
 from dledger.types import BatchResult, IndexRun
 from dledger.v1 import ledger_pb2
@@ -101,6 +103,22 @@ def test_read(benchmark: Benchmark, count: int) -> None:
     """A client takes a chunk of a read apart."""
     data = encoded(count)[0].data
     assert of(benchmark, count)(lambda: sum(1 for _ in iter_entries(data))) == count
+
+
+@pytest.mark.parametrize("block_bytes", [32 * 1024, SEGMENT_BYTES], ids=["known", "verified"])
+def test_read_back(benchmark: Benchmark, tmp_path: Path, block_bytes: int) -> None:
+    """A node reads a megabyte of its log for a reader or a peer: by the sums of its blocks, or entry by entry."""
+    options = StoreOptions(sum_block_bytes=block_bytes)
+    store = LogStore.open(RealFileSystem(), str(tmp_path / "store"), group="g", node_id="n0", options=options)
+    store.append(store.encode(1, groups(4096)))
+    batch = store.take_batch()
+    assert batch is not None
+    store.write(batch)
+    store.complete(batch)
+    max_bytes = 1 << 20
+    count = store.read(0, 4095, max_bytes).last_index + 1
+    assert of(benchmark, count)(store.read, 0, 4095, max_bytes).last_index == count - 1
+    store.close()
 
 
 def leading_core() -> RaftCore:
