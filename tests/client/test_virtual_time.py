@@ -13,7 +13,8 @@ import dledger.client
 from dledger.client.discovery import Directory
 from dledger.client.options import PipelineOptions
 from dledger.client.pipeline import AppendPipeline
-from dledger.errors import DLedgerError, Outcome
+from dledger.client.retry import call_with_retries
+from dledger.errors import DLedgerError, Outcome, UnavailableError
 from dledger.sim.loop import SimLoop
 from tests.client.group import ChaosScript, FakeGroup, MemoryTransport
 
@@ -145,6 +146,29 @@ def test_a_deadline_is_kept_to_the_hundredth_of_a_second():
 
     for timeout, end in on_virtual_time(1, main()).items():
         assert timeout <= end + 1e-9 <= timeout + 0.011
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_last_attempt_has_time_to_say_what_is_wrong(seed):
+    """An attempt that could only run out of time would hide the answer of the one before it."""
+
+    async def main():
+        limits = []
+
+        async def ask(address, timeout):
+            limits.append(timeout)
+            await asyncio.sleep(min(0.01, timeout))
+            if timeout < 0.01:
+                raise UnavailableError(f"no answer within {timeout} s")
+            raise UnavailableError("connection refused")
+
+        with pytest.raises(UnavailableError, match="connection refused"):
+            await call_with_retries(Directory({"n0": "a", "n1": "b"}), ask, 0.3)
+        return limits
+
+    limits = on_virtual_time(seed, main())
+    assert len(limits) > 2
+    assert min(limits) >= 0.02
 
 
 def test_the_same_seed_gives_the_same_conversation():
