@@ -2,8 +2,8 @@
 
 Many tests are about real processes and real time: who is silent for an election timeout is deposed. Where a machine shared
 with others stands still for longer than that, the group does what it should and the test fails. So the clock is
-watched, and a test that failed while it stood still is run again, twice at most; each such case is named at the end. A
-test that fails on a machine that keeps time fails for good, unless the run forgives: `--forgive N`, which only continuous
+watched, and a test that failed while it stood still is run again once the machine has kept time for a moment, four times at
+most; each such case is named at the end. A test that fails on a machine that keeps time fails for good, unless the run forgives: `--forgive N`, which only continuous
 integration uses, runs up to N failures of the whole run again and names them, too. Each is a fault to be looked at.
 """
 
@@ -22,6 +22,11 @@ STOOD_STILL_S = 0.3
 """Half of the default election timeout."""
 
 _PERIOD_S = 0.05
+_MOST_RERUNS = 4
+
+_CALM_S = 1.0
+_CALM_WITHIN_S = 15.0
+"""A machine that does not keep time for a second within these is not waited for any longer."""
 
 hypothesis.settings.register_profile("without deadline", deadline=None)
 hypothesis.settings.load_profile("without deadline")
@@ -53,6 +58,15 @@ class Watch(threading.Thread):
         self._look()  # a thread that stood still may not have woken yet
         return self.worst_s >= STOOD_STILL_S
 
+    def wait_for_calm(self) -> None:
+        """Wait until the machine has kept time for a second, but not for ever."""
+        until = time.monotonic() + _CALM_WITHIN_S
+        while time.monotonic() < until:
+            self.worst_s = 0.0
+            time.sleep(_CALM_S)
+            if not self.stood_still():
+                return
+
     def gives_another_attempt(self) -> bool:
         return self.stood_still() or self.forgiveness > 0
 
@@ -72,7 +86,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        item.add_marker(pytest.mark.flaky(reruns=2, condition=watch.gives_another_attempt))
+        item.add_marker(pytest.mark.flaky(reruns=_MOST_RERUNS, condition=watch.gives_another_attempt))
 
 
 def pytest_runtest_logstart() -> None:
@@ -80,6 +94,8 @@ def pytest_runtest_logstart() -> None:
     if watch.forgiven:
         watch.forgiven = False
         _bury()
+        if watch.stood_still():
+            watch.wait_for_calm()
     watch.worst_s = 0.0
 
 

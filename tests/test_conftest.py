@@ -40,7 +40,7 @@ def run(folder, body, *arguments):
     [
         ("def test_it(): assert attempt(stalled=True) == 1", 0, 2),
         ("def test_it(): assert attempt(stalled=False) == 1", 1, 1),
-        ("def test_it(): assert attempt(stalled=True) == 9", 1, 3),
+        ("def test_it(): assert attempt(stalled=True) == 9", 1, 5),
         ("def test_it(): attempt(stalled=True)", 0, 1),
     ],
     ids=["failed in a stall", "failed without", "fails always", "passed in a stall"],
@@ -53,7 +53,7 @@ def test_who_gets_another_attempt(tmp_path, body, code, attempts):
 
 @pytest.mark.parametrize(
     ("forgive", "passes_at", "code", "attempts"),
-    [(1, 1, 0, 2), (1, 2, 1, 2), (3, 2, 0, 3), (3, 9, 1, 3)],
+    [(1, 1, 0, 2), (1, 2, 1, 2), (3, 2, 0, 3), (3, 9, 1, 4)],
     ids=["once", "too seldom", "twice", "fails always"],
 )
 def test_as_many_failures_as_a_run_forgives_are_run_again_and_named(tmp_path, forgive, passes_at, code, attempts):
@@ -73,6 +73,17 @@ def test_the_clock_is_watched(tmp_path):
     body = "import sys\ndef test_it():\n    was = sys.getswitchinterval()\n    sys.setswitchinterval(5)\n"
     body += "    try: sum(range(30_000_000))\n    finally: sys.setswitchinterval(was)\n"
     body += "    assert conftest.watch.is_alive()\n    assert attempt(stalled=conftest.watch.stood_still()) == 1\n"
+    code, output, attempts = run(tmp_path, body)
+    assert (code, attempts) == (0, 2), output
+
+
+def test_the_next_attempt_waits_until_the_machine_keeps_time(tmp_path):
+    body = "def test_it():\n    assert conftest.watch.worst_s < 0.3\n    assert attempt(stalled=True) == 1\n"
+    body += "    assert conftest.waited == [True]\n"
+    body += "conftest.waited = []\nreal = conftest.watch.wait_for_calm\n"
+    body += (
+        "conftest.watch.wait_for_calm = lambda: (real(), conftest.waited.append(not conftest.watch.stood_still()))\n"
+    )
     code, output, attempts = run(tmp_path, body)
     assert (code, attempts) == (0, 2), output
 
