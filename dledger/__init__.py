@@ -22,10 +22,20 @@ if TYPE_CHECKING:
     from dledger.raft.messages import EntryType, Role
     from dledger.security.access import ClientTls
     from dledger.server import DLedgerServer
-    from dledger.types import AppendResult, BatchResult, Entry, IndexRun, NodeStatus, PeerStatus, ReadMode
+    from dledger.types import (
+        AppendHook,
+        AppendResult,
+        BatchResult,
+        Entry,
+        IndexRun,
+        NodeStatus,
+        PeerStatus,
+        ReadMode,
+    )
 
 __all__ = [
     "AccessDeniedError",
+    "AppendHook",
     "AppendResult",
     "BatchResult",
     "BlockingLedgerClient",
@@ -66,7 +76,16 @@ _HOME = {
     "dledger.raft.messages": ("EntryType", "Role"),
     "dledger.security.access": ("ClientTls",),
     "dledger.server": ("DLedgerServer",),
-    "dledger.types": ("AppendResult", "BatchResult", "Entry", "IndexRun", "NodeStatus", "PeerStatus", "ReadMode"),
+    "dledger.types": (
+        "AppendHook",
+        "AppendResult",
+        "BatchResult",
+        "Entry",
+        "IndexRun",
+        "NodeStatus",
+        "PeerStatus",
+        "ReadMode",
+    ),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 

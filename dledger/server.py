@@ -10,7 +10,7 @@ import contextlib
 import os
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 
 from dledger.config import DLedgerConfig
 from dledger.driver.driver import Driver
@@ -32,7 +32,7 @@ from dledger.storage.entry import RawSlice, iter_entries
 from dledger.storage.filesystem import FileSystem, RealFileSystem
 from dledger.storage.log_store import LogStore, StoreOptions
 from dledger.storage.memory_filesystem import MemoryFileSystem
-from dledger.types import AppendResult, BatchResult, Entry, NodeStatus, ReadMode
+from dledger.types import AppendHook, AppendResult, BatchResult, Entry, NodeStatus, ReadMode
 
 __all__ = ["DLedgerServer"]
 
@@ -229,13 +229,12 @@ class DLedgerServer:
         run = result.runs[0]
         return AppendResult(run.first_index, run.term, self.driver.position_of(run.first_index))
 
-    async def append_batch(
-        self, bodies: Sequence[bytes], *, hook: Callable[[int, bytes], bytes] | None = None
-    ) -> BatchResult:
+    async def append_batch(self, bodies: Sequence[bytes], *, hook: AppendHook | None = None) -> BatchResult:
         """Append entries together: consecutive indexes, one quorum round. Errors as in `append`.
 
-        ``hook(pos, body)`` is called for each entry when its byte position is known, in log order, on the event loop;
-        it returns the body to store, of the same length (RocketMQ writes a message's physical offset so: ``pos + 48``).
+        ``hook(positions, bodies)`` is called once the byte position of each entry is known, in log order, on the event
+        loop; it returns the bodies to store, of the same lengths (RocketMQ writes a message's physical offset so:
+        ``position + 48``). It must not fail: a node whose hook raises stops.
         """
         future: asyncio.Future[BatchResult] = asyncio.get_running_loop().create_future()
 
@@ -250,9 +249,7 @@ class DLedgerServer:
         self.append_nowait(bodies, done=done, hook=hook)
         return await future
 
-    def append_nowait(
-        self, bodies: Sequence[bytes], *, done: Done, hook: Callable[[int, bytes], bytes] | None = None
-    ) -> None:
+    def append_nowait(self, bodies: Sequence[bytes], *, done: Done, hook: AppendHook | None = None) -> None:
         """As `append_batch`, answered by ``done(result, error)``: exactly one of the two is not None.
 
         Calls are taken in their order; ``done`` is never called before this returns.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from dledger.raft.messages import EntryType
 
 __all__ = [
+    "AppendHook",
     "AppendResult",
     "BatchResult",
     "DownNode",
@@ -22,6 +23,11 @@ __all__ = [
     "PeerStatus",
     "ReadMode",
 ]
+
+
+AppendHook = Callable[[Sequence[int], Sequence[bytes]], Sequence[bytes]]
+"""``hook(positions, bodies)``: the last touch to bodies that have got their byte positions in the log; returns as many,
+of the same lengths. (DLedger's AppendHook, for an append instead of an entry.)"""
 
 
 class ReadMode(enum.Enum):

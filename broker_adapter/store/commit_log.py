@@ -118,7 +118,7 @@ class CommitLog:
                 return found, at, total
             if unpack(data, at)[2] != pos + at or (verify and not _is_whole(data, at, total)):
                 return found, at, 0
-            found.append((data, at, pos + at))
+            found.append((data, at, pos + at, 1, 0))
             at += total
         return found, at, _HEAD_BYTES
 
@@ -152,7 +152,7 @@ class CommitLog:
         """
         data, start = b"".join(self._staged), self.written
         self.files.write(start, data)
-        messages: list[StoredBytes] = [(data, place - start, place) for place in self._places]
+        messages: list[StoredBytes] = [(data, place - start, place, 1, 0) for place in self._places]
         self._staged, self._places = [], []
         self.written = self.end
         return messages

@@ -37,7 +37,7 @@ class ConsumeQueue:
         self.next_offset = 0
         self.min_offset = 0
         # What the running dispatch has collected for this queue, not yet written.
-        self.units: list[bytes] = []
+        self.units = bytearray()
         self.tags: list[int] = []
 
     def begin_at(self, offset: int) -> None:
@@ -57,10 +57,10 @@ class ConsumeQueue:
     def flush_units(self) -> int:
         """Write what was collected; returns the offset of its first unit."""
         first = self.next_offset
-        units = self.units
-        self.files.write(first * UNIT_BYTES, units[0] if len(units) == 1 else b"".join(units))
-        self.next_offset = first + len(units)
-        self.units = []
+        units = bytes(self.units)
+        self.files.write(first * UNIT_BYTES, units)
+        self.next_offset = first + len(units) // UNIT_BYTES
+        self.units = bytearray()
         self.tags = []
         return first
 

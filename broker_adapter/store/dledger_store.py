@@ -44,6 +44,7 @@ from broker_adapter.store.checkpoint import LogicCheckpoint, remove_abort, touch
 from broker_adapter.store.encode import batch_messages
 from broker_adapter.store.logic import StoredBytes, now_ms
 from broker_adapter.store.put_groups import ENTRY_HEADER_BYTES, Put, PutGroups
+from broker_adapter.store.runs import run_length
 from broker_adapter.store.state import STATE_MAGIC, decode_state, encode_state
 from dledger import (
     DLedgerConfig,
@@ -143,7 +144,7 @@ class DLedgerMessageStore(BaseMessageStore):
             lambda bodies, done, hook: self._server.append_nowait(bodies, done=done, hook=hook),
             refuse=self._refuse_put,
             offsets=lambda: self.next_offsets,
-            host=self._store_host.hex().upper(),
+            host=self._store_host,
             max_waiting_bytes=self.config.put_message_pending_bytes,
         )
         checkpoint = self.logic.load(LogicCheckpoint.load(self.logic.checkpoint_path))
@@ -358,12 +359,12 @@ class DLedgerMessageStore(BaseMessageStore):
             raise NotLeaderError(refused.remark, leader_id=leader)
         deleted = [key.encode() for kind, key, value in records if kind == StateKind.TOPICS and value is None]
 
-        def forget_offsets(_: int, body: bytes) -> bytes:
+        def forget_offsets(_: Sequence[int], bodies: Sequence[bytes]) -> Sequence[bytes]:
             # At the record's place in the log: later messages of a topic of that name start at 0 again.
             for topic in deleted:
                 for key in [key for key in self.next_offsets if key[0] == topic]:
                     del self.next_offsets[key]
-            return body
+            return bodies
 
         self._put_groups.hurry()  # the puts before it stay before it
         body = encode_state(records, now_ms())
@@ -427,8 +428,8 @@ class DLedgerMessageStore(BaseMessageStore):
             )
 
     async def _apply_chunk(self, data: bytes, at: int) -> tuple[int, int, int, int]:
-        """Apply some entries from ``at`` on. Returns where the next stands in ``data``, and of the last one index,
-        term and the position behind it."""
+        """Apply some entries, and runs of them, from ``at`` on. Returns where the next stands in ``data``, and of the
+        last one index, term and the position behind it."""
         messages: list[StoredBytes] = []
         end = len(data)
         unpack, unpack_message = _ENTRY.unpack_from, _MESSAGE_ENTRY.unpack_from
@@ -444,7 +445,12 @@ class DLedgerMessageStore(BaseMessageStore):
             physical, following = pos + ENTRY_HEADER_BYTES, pos + size
             if kind == _NORMAL:
                 if magic == MESSAGE_MAGIC and place == physical and total == size - ENTRY_HEADER_BYTES >= _HEAD_BYTES:
-                    messages.append((data, at + ENTRY_HEADER_BYTES, physical))
+                    count = run_length(data, at, size, physical)
+                    messages.append((data, at + ENTRY_HEADER_BYTES, physical, count, size))
+                    if count > 1:
+                        index += count - 1
+                        following += (count - 1) * size
+                        at += (count - 1) * size
                 else:
                     await self._dispatch(messages)
                     messages = []

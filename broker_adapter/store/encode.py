@@ -55,7 +55,8 @@ def batch_messages(batch: Message, items: Sequence[BatchItem], store_host: bytes
         topic_part = bytes((len(topic),)) + topic
         queue_id = batch.queue_id
         fixed = 20 + len(middle) + 4 + len(topic_part) + 2
-        pack_head, pack_int, pack_short = _HEAD.pack, _INT.pack, _SHORT.pack
+        pack_head = _HEAD.pack
+        body_length = length = -1  # of the message before: mostly the next one's, too
         bodies: list[bytes] = []
         for flag, body, own in items:
             properties = own
@@ -64,22 +65,16 @@ def batch_messages(batch: Message, items: Sequence[BatchItem], store_host: bytes
                 properties = own + separator + shared
             if properties.endswith(b"\0"):
                 properties += b"\x02"  # as in encode_message
-            length = len(properties)
-            if length > MAX_PROPERTIES_BYTES:
-                raise MessageFormatError(f"the properties of a message have {length} bytes")
-            bodies.append(
-                b"".join(
-                    (
-                        pack_head(fixed + len(body) + length, MESSAGE_MAGIC, crc32(body) & 0x7FFFFFFF, queue_id, flag),
-                        middle,
-                        pack_int(len(body)),
-                        body,
-                        topic_part,
-                        pack_short(length),
-                        properties,
-                    )
-                )
-            )
+            if len(properties) != length:
+                length = len(properties)
+                if length > MAX_PROPERTIES_BYTES:
+                    raise MessageFormatError(f"the properties of a message have {length} bytes")
+                before_properties = topic_part + _SHORT.pack(length)
+            if len(body) != body_length:
+                body_length = len(body)
+                before_body = middle + _INT.pack(body_length)
+            head = pack_head(fixed + body_length + length, MESSAGE_MAGIC, crc32(body) & 0x7FFFFFFF, queue_id, flag)
+            bodies.append(b"".join((head, before_body, body, before_properties, properties)))
         return bodies
     except error as problem:
         raise MessageFormatError(f"a number of the batch does not fit its field: {problem}") from None

@@ -44,7 +44,7 @@ from broker_adapter.store.checkpoint import LogicCheckpoint, StoreTimestamps, re
 from broker_adapter.store.commit_log import MIN_BLANK_BYTES, CommitLog
 from broker_adapter.store.encode import batch_messages
 from broker_adapter.store.files import sync_paths
-from broker_adapter.store.logic import now_ms
+from broker_adapter.store.logic import StoredBytes, now_ms
 from broker_adapter.store.retention import expired_files
 from broker_adapter.store.state import TableFiles, load_files
 from broker_adapter.store.waiting import PendingPut, WaitingPuts
@@ -379,7 +379,7 @@ class LocalMessageStore(BaseMessageStore):
         put.result.remark = f"the store has failed: {error}"
         put.finish()
 
-    def _dispatch(self, messages: Sequence[tuple[bytes, int, int]], end: int) -> None:
+    def _dispatch(self, messages: Sequence[StoredBytes], end: int) -> None:
         try:
             self.logic.dispatch(messages)
             self.logic.dispatched_physical = end

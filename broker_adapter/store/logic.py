@@ -1,8 +1,9 @@
 """What is derived from the commit log: consume queues, key index, the newest messages in memory, and who is told.
 
 `LogicStore.dispatch` takes committed messages in log order and is the only writer. Per message it costs a struct
-unpack and three searches in the properties; everything else is per batch: one write for each queue touched, one for
-the index, one call of each listener, one entry of the cache.
+unpack and three searches in the properties, per run of messages that share all but body, properties and place hardly
+more; everything else is per batch: one write for each queue touched, one for the index, one call of each listener, one
+entry of the cache.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import repeat
 from struct import Struct
 from typing import Final
 
@@ -29,12 +31,16 @@ from broker_adapter.store.checkpoint import LogicCheckpoint, boot_id
 from broker_adapter.store.consume_queue import UNIT, UNIT_BYTES, ConsumeQueue
 from broker_adapter.store.files import FdPool
 from broker_adapter.store.index_file import IndexService, UniqueIds, key_hash
+from broker_adapter.store.runs import are_ascending, count_alike
 from broker_adapter.store.tail_cache import TailCache
 
 __all__ = ["DelayLevels", "LogicStore", "StoredBytes"]
 
-StoredBytes = tuple[bytes, int, int]
-"""(buffer, where in it the message starts, physical offset of the message)."""
+StoredBytes = tuple[bytes, int, int, int, int]
+"""(buffer, where in it the message starts, physical offset of the message, count, stride).
+
+A count of more than 1: as many messages that start ``stride`` bytes apart, in buffer and log, as `run_length` finds
+them."""
 
 _FIXED_V4: Final = Struct(">i8xi4xq8xi16xq20xi")
 """Total size, queue id, queue offset, sysFlag, store timestamp, body length (IPv4 hosts)."""
@@ -199,13 +205,26 @@ class LogicStore:
             DiskFullError: nothing is lost; call `finish` until it succeeds, before anything else is dispatched.
             StorageFailedError: final.
         """
+        alone: list[StoredBytes] = []
+        for message in messages:
+            _, _, _, count, _ = message
+            if count > 1:
+                self._collect(alone)
+                alone = [] if self._collect_run(message) else _one_by_one(message)
+            else:
+                alone.append(message)
+        self._collect(alone)
+        self.finish()
+
+    def _collect(self, messages: Sequence[StoredBytes]) -> None:
+        """Note units, index entries and bytes of single messages."""
         touched, pack_unit, unpack = self._touched, UNIT.pack, _FIXED_V4.unpack_from
         index_enabled = self._index_enabled
         store_timestamp = first = following = 0
         topic, marked_topic, last_id, queue = b"", b"\0", -1, None
         last: bytes | None = None
         origin = 0
-        for buffer, at, physical in messages:
+        for buffer, at, physical, _, _ in messages:
             total, queue_id, queue_offset, sys_flag, store_timestamp, body_length = unpack(buffer, at)
             topic_at = at + 88 + body_length
             if sys_flag & _V6_FLAGS:
@@ -222,7 +241,7 @@ class LogicStore:
                 units = queue.units
                 if not units:
                     touched.append(queue)
-                if queue_offset != queue.next_offset + len(units):
+                if queue_offset != queue.next_offset + len(units) // UNIT_BYTES:
                     self._misplaced(queue, queue_offset, physical)
                     units = queue.units
                 if topic == _SCHEDULE:
@@ -231,7 +250,7 @@ class LogicStore:
                     code = tags_code(get_property(buffer[begin:end], TAGS_PROPERTY))
                 else:
                     code = 0
-                units.append(pack_unit(physical, total, code))
+                units += pack_unit(physical, total, code)
                 queue.tags.append(code)
             if index_enabled and transaction != 12:
                 self._collect_keys(topic, buffer, begin, end, physical, store_timestamp)
@@ -243,7 +262,49 @@ class LogicStore:
         if last is not None:
             self.last_store_timestamp = store_timestamp
             self.cache.add(last, origin, first, following)
-        self.finish()
+
+    def _collect_run(self, run: StoredBytes) -> bool:
+        """Note a run as `_collect` would; False, and nothing is noted, where its messages need a look each."""
+        buffer, at, physical, count, stride = run
+        total, queue_id, _, sys_flag, store_timestamp, body_length = _FIXED_V4.unpack_from(buffer, at)
+        topic_at = at + 88 + body_length
+        begin = topic_at + 1 + buffer[topic_at] + 2
+        topic = buffer[topic_at + 1 : begin - 2]
+        end, last_end = at + total, at + (count - 1) * stride + total
+        if sys_flag & 12 not in {0, 8} or topic == _SCHEDULE:
+            return False
+        code = 0
+        if begin < end and buffer.find(_TAGS_NEEDLE, begin, last_end) >= 0:
+            tags_at = buffer.find(_TAGS_NEEDLE, begin, end)
+            tags_end = buffer.find(b"\x02", tags_at, end)
+            lanes = range(max(tags_at - 1, begin) - at, (tags_end + 1 if tags_end >= 0 else end) - at)
+            if (
+                tags_at < 0
+                or buffer.count(_TAGS_NEEDLE, at, last_end) != count
+                or count_alike(buffer, at, stride, count, lanes) != count
+            ):
+                return False
+            code = tags_code(get_property(buffer[begin:end], TAGS_PROPERTY))
+        queue = self._queue(topic, queue_id)
+        units = queue.units
+        if not are_ascending(buffer, at + 20, stride, count, queue.next_offset + len(units) // UNIT_BYTES, 1):
+            return False
+        if not units:
+            self._touched.append(queue)
+        places = range(physical, physical + count * stride, stride)
+        units += b"".join(map(UNIT.pack, places, repeat(total), repeat(code)))
+        queue.tags += [code] * count
+        if (
+            self._index_enabled
+            and begin < end
+            and (buffer.find(_UNIQUE_NEEDLE, begin, last_end) >= 0 or buffer.find(_KEYS_NEEDLE, begin, last_end) >= 0)
+        ):
+            for place in places:
+                shift = place - physical
+                self._collect_keys(topic, buffer, begin + shift, end + shift, place, store_timestamp)
+        self.last_store_timestamp = store_timestamp
+        self.cache.add(buffer, physical - at, physical, places[-1] + total)
+        return True
 
     def _collect_keys(
         self, topic: bytes, buffer: bytes, begin: int, end: int, physical: int, store_timestamp: int
@@ -368,6 +429,11 @@ class LogicStore:
 
     def close(self) -> None:
         self.index.close()
+
+
+def _one_by_one(run: StoredBytes) -> list[StoredBytes]:
+    buffer, at, physical, count, stride = run
+    return [(buffer, at + shift, physical + shift, 1, 0) for shift in range(0, count * stride, stride)]
 
 
 def _v6_fields(buffer: bytes, at: int, sys_flag: int) -> tuple[int, int]:

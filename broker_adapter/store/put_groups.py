@@ -19,7 +19,7 @@ import structlog
 
 from broker_adapter.message import TRANSACTION_TYPE_MASK, Message, SysFlag
 from broker_adapter.store.api import PutMessageStatus, PutResult
-from dledger import BatchResult, DLedgerError, ResponseCode
+from dledger import AppendHook, BatchResult, DLedgerError, ResponseCode
 
 __all__ = ["ENTRY_HEADER_BYTES", "GATHER_S", "HOLD_S", "Put", "PutGroups", "put_status"]
 
@@ -34,6 +34,7 @@ _MAX_INFLIGHT: Final = 2
 _GROUP_BYTES: Final = 1024 * 1024
 _GROUP_COUNT: Final = 2048
 _PLACE: Final = Struct(">qq")
+_OFFSET: Final = Struct(">q")
 _BUSY: Final = "[PC_SYNCHRONIZED]broker busy, start flow control for a while"
 
 _NOT_AVAILABLE: Final = frozenset(
@@ -47,9 +48,7 @@ _NOT_AVAILABLE: Final = frozenset(
     }
 )
 
-Append = Callable[
-    [Sequence[bytes], Callable[[BatchResult | None, Exception | None], None], Callable[[int, bytes], bytes]], None
-]
+Append = Callable[[Sequence[bytes], Callable[[BatchResult | None, Exception | None], None], AppendHook], None]
 """``append(bodies, done, hook)``: the log's."""
 
 
@@ -86,16 +85,16 @@ class Put:
         # Prepared and rolled back halves are in no queue: offset 0, none taken.
         self.bumps = message.sys_flag & TRANSACTION_TYPE_MASK in {0, SysFlag.COMMIT}
         self.queue_offset = -1
-        self.physical: list[int] = []
+        self.physical: Sequence[int] = ()
         self._time = message.store_timestamp
         self._queue_id = message.queue_id
 
-    def answer(self, status: PutMessageStatus, remark: str, host: str) -> None:
-        """Tell who waits. ``host``: the store host in hex, the beginning of a message id."""
+    def answer(self, status: PutMessageStatus, remark: str, host: bytes) -> None:
+        """Tell who waits. ``host``: the store host, the beginning of a message id."""
         physical = self.physical
         result = PutResult(
             status, self.queue_offset, physical[0] if physical else -1,
-            ",".join([f"{host}{at:016X}" for at in physical]), self._time, bool(physical), remark,
+            _message_ids(host, physical), self._time, bool(physical), remark,
             len(self.bodies), self.byte_count, self._queue_id,
         )  # fmt: skip
         try:
@@ -107,31 +106,41 @@ class Put:
 class _Group:
     """Puts of one append: gives each body its place, and each put its answer."""
 
-    __slots__ = ("_left", "_number", "_offsets", "puts")
+    __slots__ = ("_offsets", "puts")
 
     def __init__(self, puts: list[Put], offsets: dict[tuple[bytes, int], int]) -> None:
         self.puts = puts
         self._offsets = offsets
-        self._number = -1
-        self._left = 0
 
-    def hook(self, pos: int, body: bytes) -> bytes:
-        """Write queue and physical offset into a body: called in log order, once for each."""
-        if not self._left:
-            self._number += 1
-            self._left = len(self.puts[self._number].bodies)
-        self._left -= 1
-        put = self.puts[self._number]
-        physical = pos + ENTRY_HEADER_BYTES
-        queue_offset = 0
-        if put.bumps:
-            offsets = self._offsets
-            queue_offset = offsets.get(put.key, 0)
-            offsets[put.key] = queue_offset + 1
-        if not put.physical:
-            put.queue_offset = queue_offset
-        put.physical.append(physical)
-        return b"".join((body[:20], _PLACE.pack(queue_offset, physical), body[36:]))
+    def hook(self, positions: Sequence[int], bodies: Sequence[bytes]) -> list[bytes]:
+        """Write queue and physical offsets into the bodies: an `AppendHook`."""
+        physical = [pos + ENTRY_HEADER_BYTES for pos in positions]
+        offsets = self._offsets
+        queue_offsets: list[int] = []
+        begin = 0
+        for put in self.puts:
+            count = len(put.bodies)
+            put.physical = physical[begin : begin + count]
+            begin += count
+            put.queue_offset = 0
+            if put.bumps:
+                put.queue_offset = first = offsets.get(put.key, 0)
+                offsets[put.key] = first + count
+                queue_offsets += range(first, first + count)
+            else:
+                queue_offsets += [0] * count
+        return [
+            b"".join((body[:20], place, body[36:]))
+            for body, place in zip(bodies, map(_PLACE.pack, queue_offsets, physical), strict=True)
+        ]
+
+
+def _message_ids(host: bytes, physical: Sequence[int]) -> str:
+    """Return the offset ids of messages, joined by commas."""
+    if len(physical) == 1:
+        return (host + _OFFSET.pack(physical[0])).hex().upper()
+    ids = [host + place for place in map(_OFFSET.pack, physical)]
+    return b"".join(ids).hex(",", len(host) + _OFFSET.size).upper()
 
 
 class PutGroups:
@@ -147,7 +156,7 @@ class PutGroups:
         *,
         refuse: Callable[[], PutResult | None],
         offsets: Callable[[], dict[tuple[bytes, int], int]],
-        host: str,
+        host: bytes,
         max_waiting_bytes: int,
     ) -> None:
         self._append = append

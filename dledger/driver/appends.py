@@ -30,7 +30,7 @@ from dledger.raft.ready import ProposalRefusedError, RefusalReason
 from dledger.storage.entry import EntryGroup
 from dledger.storage.layout import HEADER_BYTES
 from dledger.storage.log_store import LogStore
-from dledger.types import BatchResult, IndexRun
+from dledger.types import AppendHook, BatchResult, IndexRun
 
 __all__ = ["Appends"]
 
@@ -43,8 +43,6 @@ _FULL_BYTES = 128 * 1024
 _MAX_HOLD_MS = 5
 _EXPIRY_STEP_MS = 100
 _NEVER = 2**62
-
-Hook = Callable[[int, bytes], bytes]
 
 
 class Appends:
@@ -135,7 +133,13 @@ class Appends:
         return True
 
     def batch(
-        self, bodies: Sequence[bytes], session_id: int, first_sequence: int, done: Done, hook: Hook | None, now_ms: int
+        self,
+        bodies: Sequence[bytes],
+        session_id: int,
+        first_sequence: int,
+        done: Done,
+        hook: AppendHook | None,
+        now_ms: int,
     ) -> WaitingBatch:
         byte_count = sum(map(len, bodies)) + HEADER_BYTES * len(bodies)
         deadline_ms = now_ms + self._config.max_wait_ack_time_ms

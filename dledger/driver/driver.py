@@ -19,7 +19,7 @@ from dataclasses import replace
 import structlog
 
 from dledger.config import DLedgerConfig
-from dledger.driver.appends import Appends, Hook
+from dledger.driver.appends import Appends
 from dledger.driver.disk import DiskLoop
 from dledger.driver.executor import DiskExecutor
 from dledger.driver.pending import Done
@@ -65,7 +65,7 @@ from dledger.raft.ready import (
 from dledger.rpc.interfaces import Transport
 from dledger.storage.entry import EntryGroup, RawSlice, Slice, iter_entries
 from dledger.storage.log_store import LogStore, WriteBatch
-from dledger.types import BatchResult, Entry, NodeStatus, ReadMode
+from dledger.types import AppendHook, BatchResult, Entry, NodeStatus, ReadMode
 
 __all__ = ["Driver"]
 
@@ -504,7 +504,7 @@ class Driver:
         session_id: int = 0,
         first_sequence: int = 0,
         done: Done,
-        hook: Hook | None = None,
+        hook: AppendHook | None = None,
     ) -> None:
         """See ``Backend.submit``; ``hook`` as in `EntryGroup`."""
         if self.appends.submit(self.appends.batch(bodies, session_id, first_sequence, done, hook, self._now_ms())):

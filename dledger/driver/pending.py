@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 
-from dledger.types import BatchResult, IndexRun
+from dledger.types import AppendHook, BatchResult, IndexRun
 
 __all__ = ["Done", "PendingAppends", "PendingBatch", "WaitingBatch"]
 
@@ -24,7 +24,7 @@ class WaitingBatch:
     first_sequence: int
     done: Done
     deadline_ms: int
-    hook: Callable[[int, bytes], bytes] | None = None
+    hook: AppendHook | None = None
     client_id: bytes | None = None  # opens a session
 
 

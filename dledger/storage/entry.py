@@ -8,8 +8,10 @@ byte-identical.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from itertools import chain as chained
 from typing import Final
 
@@ -19,7 +21,7 @@ from dledger.errors import DLedgerError, EntryTooLargeError, ResponseCode
 from dledger.raft.messages import EntryType, TermRun
 from dledger.storage.layout import HEADER, HEADER_BYTES, INDEX_RECORD, MIN_BLANK_BYTES
 from dledger.storage.uniform import MIN_RUN, check_run, encode_run
-from dledger.types import Entry
+from dledger.types import AppendHook, Entry
 
 __all__ = [
     "CorruptSliceError",
@@ -53,14 +55,14 @@ class CorruptSliceError(DLedgerError):
 class EntryGroup:
     """Bodies to append together: one type, one session.
 
-    ``hook``, if given, is called as ``hook(pos, body)`` once the entry's position is known and returns the body to
-    store, of the same length (RocketMQ writes the physical offset into the message this way).
+    ``hook``, if given, is called as ``hook(positions, bodies)`` once each entry's position is known and returns the
+    bodies to store, of the same lengths (RocketMQ writes the physical offset into the message this way).
     """
 
     type: EntryType
     channel: int
     bodies: Sequence[bytes]
-    hook: Callable[[int, bytes], bytes] | None = None
+    hook: AppendHook | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +145,7 @@ def encode_groups(
 
     Raises:
         EntryTooLargeError: an entry that does not fit a whole segment.
+        ValueError: a hook returned other bodies than it was given.
     """
     slices: list[Slice] = []
     parts: list[bytes] = []
@@ -152,7 +155,6 @@ def encode_groups(
     index = slice_index = first_index
     chain = slice_chain = prev_chain_crc
     slice_pos = pos
-    limit = (pos // segment_bytes + 1) * segment_bytes - MIN_BLANK_BYTES
     pack, pack_record = HEADER.pack, INDEX_RECORD.pack
 
     def cut() -> None:
@@ -165,51 +167,82 @@ def encode_groups(
             )  # fmt: skip
 
     for group in groups:
-        magic, channel, hook = int(group.type), group.channel, group.hook
-        run_start = index
-        bodies = group.bodies
-        count = len(bodies)
-        if count >= MIN_RUN and hook is None and magic == EntryType.NORMAL and len(set(map(len, bodies))) == 1:
-            length = len(bodies[0])
-            run_end = pos + (HEADER_BYTES + length) * count
-            if run_end <= limit:
-                run = encode_run(channel, bodies, count, length, term=term, index=index, pos=pos, chain_crc=chain)
-                offsets.extend(range(pos - slice_pos, run_end - slice_pos, HEADER_BYTES + length))
-                parts.extend(chained.from_iterable(zip(run.each_header(), bodies, strict=True)))
-                records.append(run.records)
-                chain = run.chain_crc
-                pos = run_end
-                index += count
-                bodies = ()
-        for body in bodies:
-            length = len(body)
-            size = HEADER_BYTES + length
-            if pos + size > limit:
-                if channel and index > run_start:
-                    sessions.append(SessionRun(channel, run_start, index - run_start))
+        magic, channel, bodies = int(group.type), group.channel, group.bodies
+        lengths = list(map(len, bodies))
+        stretches = _lay_out(lengths, pos, segment_bytes)
+        if group.hook is not None:
+            bodies = _hooked(group.hook, stretches, bodies, lengths)
+        number = 0
+        for places in stretches:
+            if places[0] != pos:  # the next segment
                 cut()
                 parts, records, offsets, sessions = [], [], [], []
-                pos = slice_pos = limit + MIN_BLANK_BYTES
-                limit += segment_bytes
-                run_start = slice_index = index
-                slice_chain = chain
-                if pos + size > limit:
-                    raise EntryTooLargeError(f"an entry of {length} bytes does not fit a segment of {segment_bytes}")
-            if hook is not None:
-                body = hook(pos, body)  # noqa: PLW2901 - the hooked body is the body from here on
-            body_crc = _crc(body)
-            chain = _extend(chain, pack(magic, size, index, term, pos, channel, 0, body_crc, length))
-            offsets.append(pos - slice_pos)
-            parts.append(pack(magic, size, index, term, pos, channel, chain, body_crc, length))
-            parts.append(body)
-            records.append(pack_record(magic, pos, size, index, term))
-            pos += size
-            index += 1
-        if channel and index > run_start:
-            client_id = bytes(group.bodies[-1]) if group.type is EntryType.SESSION else None
-            sessions.append(SessionRun(channel, run_start, index - run_start, client_id))
+                pos = slice_pos = places[0]
+                slice_index, slice_chain = index, chain
+            count = len(places) - 1
+            length, end = lengths[number], places[-1]
+            here = bodies if count == len(bodies) else bodies[number : number + count]
+            if channel:
+                client_id = bytes(bodies[-1]) if magic == _SESSION else None
+                sessions.append(SessionRun(channel, index, count, client_id))
+            if count >= MIN_RUN and magic == EntryType.NORMAL and lengths.count(length) == len(lengths):
+                run = encode_run(channel, here, count, length, term=term, index=index, pos=pos, chain_crc=chain)
+                offsets.extend(range(pos - slice_pos, end - slice_pos, HEADER_BYTES + length))
+                parts.extend(chained.from_iterable(zip(run.each_header(), here, strict=True)))
+                records.append(run.records)
+                chain = run.chain_crc
+                index += count
+            else:
+                for body, pos in zip(here, places, strict=False):
+                    length = len(body)
+                    size = HEADER_BYTES + length
+                    body_crc = _crc(body)
+                    chain = _extend(chain, pack(magic, size, index, term, pos, channel, 0, body_crc, length))
+                    offsets.append(pos - slice_pos)
+                    parts.append(pack(magic, size, index, term, pos, channel, chain, body_crc, length))
+                    parts.append(body)
+                    records.append(pack_record(magic, pos, size, index, term))
+                    index += 1
+            number += count
+            pos = end
     cut()
     return slices
+
+
+def _lay_out(lengths: Sequence[int], pos: int, segment_bytes: int) -> list[list[int]]:
+    """Return where bodies of these lengths are put from ``pos`` on: for each segment, each entry's place and the end.
+
+    Raises:
+        EntryTooLargeError: as `encode_groups`.
+    """
+    places = list(accumulate([HEADER_BYTES + length for length in lengths], initial=pos))
+    stretches: list[list[int]] = []
+    while len(places) > 1:
+        limit = (pos // segment_bytes + 1) * segment_bytes - MIN_BLANK_BYTES
+        if places[-1] <= limit:
+            return [*stretches, places]
+        fitting = max(0, bisect_right(places, limit) - 1)
+        if fitting:
+            stretches.append(places[: fitting + 1])
+        elif pos % segment_bytes == 0:
+            raise EntryTooLargeError(
+                f"an entry of {places[1] - pos - HEADER_BYTES} bytes does not fit a segment of {segment_bytes}"
+            )
+        pos = limit + MIN_BLANK_BYTES
+        shift = pos - places[fitting]
+        places = [place + shift for place in places[fitting:]]
+    return stretches
+
+
+def _hooked(
+    hook: AppendHook, stretches: Sequence[list[int]], bodies: Sequence[bytes], lengths: list[int]
+) -> Sequence[bytes]:
+    """Return what ``hook`` makes of the bodies."""
+    places = stretches[0][:-1] if len(stretches) == 1 else [place for part in stretches for place in part[:-1]]
+    hooked = hook(places, bodies)
+    if list(map(len, hooked)) != lengths:
+        raise ValueError(f"the hook of an append returned bodies of other lengths than the {len(lengths)} it was given")
+    return hooked
 
 
 def chained_crc(before: int, header: tuple[int, ...]) -> int:

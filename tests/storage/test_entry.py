@@ -94,14 +94,35 @@ def test_an_entry_larger_than_a_segment_is_refused():
 def test_the_hook_sees_the_position_and_changes_the_body():
     seen = []
 
-    def hook(pos, body):
-        seen.append(pos)
-        return struct.pack(">q", pos) + body[8:]
+    def hook(positions, bodies):
+        seen.extend(positions)
+        return [struct.pack(">q", pos) + body[8:] for pos, body in zip(positions, bodies, strict=True)]
 
     (part,) = encode([EntryGroup(EntryType.NORMAL, 0, [bytes(8), bytes(8)], hook)], pos=64)
     assert seen == [64, 120]
     assert [entry.body for entry in iter_entries(part.data)] == [struct.pack(">q", pos) for pos in seen]
     assert parse_slice(part.data, 0, 0).chain_crc == part.chain_crc
+
+
+def test_the_hook_sees_where_bodies_stand_in_the_next_segments():
+    """One call for all, whatever segments they fall into; the positions are those that are written."""
+    seen = []
+
+    def hook(positions, bodies):
+        seen.append(list(positions))
+        return [b"%08d" % pos + body[8:] for pos, body in zip(positions, bodies, strict=True)]
+
+    parts = encode([EntryGroup(EntryType.NORMAL, 3, [bytes(SEGMENT // 3)] * 100, hook)], pos=SEGMENT - 100)
+    entries = [entry for part in parts for entry in iter_entries(part.data)]
+    assert len(parts) == 50
+    assert seen == [[entry.pos for entry in entries]]
+    assert [int(entry.body[:8]) for entry in entries] == seen[0]
+
+
+@pytest.mark.parametrize("made", [[bytes(8)], [bytes(8), bytes(7)], [bytes(8)] * 3])
+def test_a_hook_that_changes_lengths_is_refused(made):
+    with pytest.raises(ValueError, match="other lengths than the 2"):
+        encode([EntryGroup(EntryType.NORMAL, 0, [bytes(8), bytes(8)], lambda *_: made)])
 
 
 GROUPS = st.lists(

@@ -23,7 +23,7 @@ from broker_adapter.store.consume_queue import UNIT_BYTES
 from broker_adapter.store.encode import batch_messages
 from broker_adapter.store.files import ColdReadError, FdPool, SegmentFiles, sync_paths, warm
 from broker_adapter.store.index_file import IndexFile, IndexService
-from broker_adapter.store.logic import DelayLevels, LogicStore
+from broker_adapter.store.logic import DelayLevels, LogicStore, StoredBytes
 from broker_adapter.store.retention import expired_files
 from broker_adapter.store.state import STATE_MAGIC, decode_state, encode_state
 from dledger import DLedgerError
@@ -164,8 +164,8 @@ def test_a_failed_fdatasync_is_a_failed_store(tmp_path: Path, monkeypatch: pytes
     sync_paths([str(tmp_path / "gone")])
 
 
-def stored(queue_offset: int, physical: int, topic: str = "T") -> tuple[bytes, int, int]:
-    return encode_message(Message(topic, b"x", queue_offset=queue_offset, physical_offset=physical)), 0, physical
+def stored(queue_offset: int, physical: int, topic: str = "T") -> StoredBytes:
+    return encode_message(Message(topic, b"x", queue_offset=queue_offset, physical_offset=physical)), 0, physical, 1, 0
 
 
 def test_a_committed_message_is_never_left_out(tmp_path: Path) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 
 import pytest
 
 from broker_adapter.message import Message
 from broker_adapter.store.api import PutMessageStatus, PutResult
 from broker_adapter.store.put_groups import ENTRY_HEADER_BYTES, GATHER_S, HOLD_S, Put, PutGroups
-from dledger import BatchResult, IndexRun
+from dledger import AppendHook, BatchResult, IndexRun
 from dledger.errors import DLedgerError, NotLeaderError, QuorumTimeoutError, TermChangedError
 from tests.broker.harness import eventually
 
@@ -32,13 +33,11 @@ class Log:
         self,
         bodies: Sequence[bytes],
         done: Callable[[BatchResult | None, Exception | None], None],
-        hook: Callable[[int, bytes], bytes],
+        hook: AppendHook,
     ) -> None:
-        stored = []
-        for body in bodies:
-            stored.append(hook(self.pos, body))
-            self.pos += ENTRY_HEADER_BYTES + len(body)
-        self.groups.append(stored)
+        places = list(accumulate((ENTRY_HEADER_BYTES + len(body) for body in bodies), initial=self.pos))
+        self.pos = places.pop()
+        self.groups.append(list(hook(places, bodies)))
         self._done.append(done)
 
     def finish(self, error: DLedgerError | None = None) -> None:
@@ -56,7 +55,7 @@ class Setup:
             self.log.append,
             refuse=lambda: self.refusal,
             offsets=lambda: self.offsets,
-            host=HOST_HEX,
+            host=bytes.fromhex(HOST_HEX),
             max_waiting_bytes=max_waiting_bytes,
         )
 
@@ -232,7 +231,7 @@ async def test_a_refusal_of_the_log_is_definite_where_nothing_was_placed() -> No
     def refuse(
         _bodies: Sequence[bytes],
         done: Callable[[BatchResult | None, Exception | None], None],
-        _hook: Callable[[int, bytes], bytes],
+        _hook: AppendHook,
     ) -> None:
         asyncio.get_running_loop().call_soon(done, None, NotLeaderError("n1 leads"))
 

@@ -72,9 +72,9 @@ def test_what_was_dispatched_can_be_had_from_memory(tmp_path: Path, shared: bool
     logic = LogicStore(store_config(tmp_path), FdPool())
     buffer, places, end = stretch(0, 20)
     ends = [place - 48 for place in places[1:]] + [end]
-    messages = [(buffer, place, place) for place in places]
+    messages = [(buffer, place, place, 1, 0) for place in places]
     if not shared:
-        messages = [(buffer[place:stop], 0, place) for place, stop in zip(places, ends, strict=True)]
+        messages = [(buffer[place:stop], 0, place, 1, 0) for place, stop in zip(places, ends, strict=True)]
     logic.dispatch(messages[:7])
     logic.dispatch(messages[7:])
     for place, stop in zip(places, ends, strict=True):
