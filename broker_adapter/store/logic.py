@@ -31,7 +31,7 @@ from broker_adapter.store.checkpoint import LogicCheckpoint, boot_id
 from broker_adapter.store.consume_queue import UNIT, UNIT_BYTES, ConsumeQueue
 from broker_adapter.store.files import FdPool
 from broker_adapter.store.index_file import IndexService, UniqueIds, key_hash
-from broker_adapter.store.runs import are_ascending, count_alike
+from broker_adapter.store.runs import are_alike, numbers
 from broker_adapter.store.tail_cache import TailCache
 
 __all__ = ["DelayLevels", "LogicStore", "StoredBytes"]
@@ -271,23 +271,22 @@ class LogicStore:
         begin = topic_at + 1 + buffer[topic_at] + 2
         topic = buffer[topic_at + 1 : begin - 2]
         end, last_end = at + total, at + (count - 1) * stride + total
+        entry_at = end - stride
         if sys_flag & 12 not in {0, 8} or topic == _SCHEDULE:
             return False
         code = 0
         if begin < end and buffer.find(_TAGS_NEEDLE, begin, last_end) >= 0:
             tags_at = buffer.find(_TAGS_NEEDLE, begin, end)
-            tags_end = buffer.find(b"\x02", tags_at, end)
-            lanes = range(max(tags_at - 1, begin) - at, (tags_end + 1 if tags_end >= 0 else end) - at)
-            if (
-                tags_at < 0
-                or buffer.count(_TAGS_NEEDLE, at, last_end) != count
-                or count_alike(buffer, at, stride, count, lanes) != count
-            ):
+            if tags_at < 0 or buffer.count(_TAGS_NEEDLE, at, last_end) != count:
+                return False
+            tags_end = buffer.find(b"\x02", tags_at, end) + 1 or end
+            if not are_alike(buffer, entry_at, stride, count, max(tags_at - 1, begin) - entry_at, tags_end - entry_at):
                 return False
             code = tags_code(get_property(buffer[begin:end], TAGS_PROPERTY))
         queue = self._queue(topic, queue_id)
         units = queue.units
-        if not are_ascending(buffer, at + 20, stride, count, queue.next_offset + len(units) // UNIT_BYTES, 1):
+        offset = queue.next_offset + len(units) // UNIT_BYTES
+        if numbers(buffer, entry_at, stride, count, at + 20 - entry_at) != list(range(offset, offset + count)):
             return False
         if not units:
             self._touched.append(queue)
