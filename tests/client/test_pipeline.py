@@ -389,24 +389,6 @@ async def test_during_an_outage_the_window_does_not_fill_with_the_dead(bench):
     assert one.group.bodies() == [b"a", b"b"]
 
 
-async def test_each_append_keeps_its_own_deadline_within_a_batch(bench):
-    one = bench(FakeGroup(leader=None))
-    loop = asyncio.get_running_loop()
-    began = loop.time()
-    ends = {}
-    futures = {}
-    for timeout in (0.3, 0.1, 0.2):
-        futures[timeout] = one.submit(b"%f" % timeout, timeout)
-        futures[timeout].add_done_callback(lambda _, timeout=timeout: ends.setdefault(timeout, loop.time() - began))
-    lasting = one.submit(b"lasting", 10.0)
-    await outcomes(futures.values())
-    assert list(ends) == [0.1, 0.2, 0.3]
-    assert all(timeout - 0.005 < ends[timeout] < timeout + 0.1 for timeout in ends)
-    one.group.elect("n0")
-    await lasting
-    assert one.group.bodies() == [b"lasting"]
-
-
 async def test_a_list_that_stands_in_part_fails_unknown(bench):
     one = bench(batch_entries=5, max_inflight_batches=1, max_wire_batches=1)
     one.group.script = lambda node, batch: OK if len(one.group.batches) == 1 else refuse(503)

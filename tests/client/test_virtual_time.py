@@ -12,7 +12,7 @@ import pytest
 import dledger.client
 from dledger.client.discovery import Directory
 from dledger.client.options import PipelineOptions
-from dledger.client.pipeline import AppendPipeline
+from dledger.client.pipeline import DEADLINE_GRAIN_S, AppendPipeline
 from dledger.client.retry import call_with_retries
 from dledger.errors import DLedgerError, Outcome, UnavailableError
 from dledger.sim.loop import SimLoop
@@ -196,3 +196,29 @@ def test_the_logic_imports_neither_network_nor_clock_nor_thread():
                 assert module.split(".")[0] in allowed | {"dledger"}, f"{name} imports {module}"
                 assert "grpc" not in module
                 assert not module.startswith("dledger.rpc")
+
+
+def test_each_append_keeps_its_own_deadline_within_a_batch():
+    async def main():
+        loop = asyncio.get_running_loop()
+        group = FakeGroup(leader=None)
+        pipeline = AppendPipeline(
+            MemoryTransport(group),
+            Directory({node: node for node in group.node_ids}),
+            PipelineOptions(),
+            random.Random(7),
+        )
+        began, ends, futures = loop.time(), {}, []
+        for timeout in (0.3, 0.1, 0.2):
+            futures.append(pipeline.queue.submit(b"%f" % timeout, timeout))
+            futures[-1].add_done_callback(lambda _, timeout=timeout: ends.setdefault(timeout, loop.time() - began))
+        lasting = pipeline.queue.submit(b"lasting", 10.0)
+        await asyncio.gather(*futures, return_exceptions=True)
+        assert list(ends) == [0.1, 0.2, 0.3]
+        assert all(abs(ends[timeout] - timeout) <= DEADLINE_GRAIN_S for timeout in ends)
+        group.elect("n0")
+        await lasting
+        assert group.bodies() == [b"lasting"]
+        await pipeline.close()
+
+    on_virtual_time(3, main())
