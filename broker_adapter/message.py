@@ -50,6 +50,7 @@ __all__ = [
     "TAGS_PROPERTY",
     "TRANSACTION_TYPE_MASK",
     "UNIQ_KEY_PROPERTY",
+    "V6_FLAGS",
     "WAIT_PROPERTY",
     "BatchItem",
     "Message",
@@ -68,6 +69,7 @@ __all__ = [
     "java_hash_text",
     "join_batch",
     "message_id",
+    "message_ids",
     "parse_message_id",
     "parse_properties",
     "pop_properties",
@@ -116,6 +118,9 @@ class SysFlag:
     STORE_HOST_V6: Final = 32
     NEED_UNWRAP: Final = 64
     INNER_BATCH: Final = 128
+
+
+V6_FLAGS: Final = SysFlag.BORN_HOST_V6 | SysFlag.STORE_HOST_V6
 
 
 class MessageFormatError(DLedgerError):
@@ -245,6 +250,12 @@ def message_id(store_host: bytes, physical_offset: int) -> str:
     return (store_host + physical_offset.to_bytes(8, "big")).hex().upper()
 
 
+def message_ids(store_host: bytes, physical_offsets: Sequence[int]) -> str:
+    """Return the offset ids of the messages of a batch, joined by commas."""
+    ids = [store_host + offset for offset in map(_LONG.pack, physical_offsets)]
+    return b"".join(ids).hex(",", len(store_host) + _LONG.size).upper()
+
+
 def parse_message_id(text: str) -> tuple[tuple[str, int], int]:
     """Return (store host, physical offset) of an offset id.
 
@@ -326,7 +337,7 @@ def encode_message(message: Message) -> bytes:
         raise MessageFormatError(f"the properties have {len(properties)} bytes, the limit is {MAX_PROPERTIES_BYTES}")
     body = message.body
     born, stored = host_bytes(message.born_host), host_bytes(message.store_host)
-    sys_flag = message.sys_flag & ~(SysFlag.BORN_HOST_V6 | SysFlag.STORE_HOST_V6)
+    sys_flag = message.sys_flag & ~V6_FLAGS
     if len(born) > 8:
         sys_flag |= SysFlag.BORN_HOST_V6
     if len(stored) > 8:

@@ -1,10 +1,11 @@
 """What holds for every test: no deadline for examples, and no verdict on timing from a machine that stood still.
 
-Many tests are about real processes and real time: who is silent for an election timeout is deposed. Where a machine shared
-with others stands still for longer than that, the group does what it should and the test fails. So the clock is
-watched, and a test that failed while it stood still is run again once the machine has kept time for a moment, four times at
-most; each such case is named at the end. A test that fails on a machine that keeps time fails for good, unless the run forgives: `--forgive N`, which only continuous
-integration uses, runs up to N failures of the whole run again and names them, too. Each is a fault to be looked at.
+Many tests are about real processes and real time: who is silent for an election timeout is deposed. Where a machine
+shared with others stands still for longer than that, the group does what it should and the test fails. So the clock is
+watched, and a test that failed while it stood still is run again once the machine has kept time for a moment, four
+times at most; each such case is named at the end. A test that fails on a machine that keeps time fails for good, unless
+the run forgives: `--forgive N`, which only continuous integration uses, runs up to N failures of the whole run again
+and names them, too. Each is a fault to be looked at.
 """
 
 from __future__ import annotations

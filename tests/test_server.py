@@ -8,7 +8,7 @@ import pytest
 
 from dledger import DLedgerConfig, DLedgerServer, Peer
 from dledger.driver.driver import Driver
-from dledger.errors import NotLeaderError, StorageError
+from dledger.errors import NotLeaderError, Outcome, StorageError, TermChangedError
 from dledger.local_group import free_ports
 
 
@@ -54,4 +54,24 @@ async def test_a_folder_of_another_group_is_refused_and_nothing_is_left_running(
         await DLedgerServer(config(tmp_path, port, group="other")).start()
     again = DLedgerServer(config(tmp_path, port))
     await again.start()
+    await again.stop()
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("hook", "kind"), [(lambda _, bodies: bodies[1:], ValueError), (lambda _, bodies: 1 / 0, ZeroDivisionError)]
+)
+async def test_a_hook_that_fails_stops_the_node_and_leaves_nobody_waiting(tmp_path, hook, kind):
+    server = DLedgerServer(config(tmp_path, free_ports(1)[0]))
+    await server.start()
+    before = await first_append(server)
+    with pytest.raises(TermChangedError) as caught:
+        await asyncio.wait_for(server.append_batch([b"a", b"b"], hook=hook), 20)
+    assert caught.value.outcome is Outcome.UNKNOWN
+    with pytest.raises(kind):
+        await asyncio.wait_for(server.wait_stopped(), 20)
+    await server.stop()
+    again = DLedgerServer(config(tmp_path, server.config.peer.port))
+    await again.start()
+    assert (await first_append(again)).index > before.index
     await again.stop()

@@ -27,7 +27,7 @@ from broker_adapter.message import (
     SysFlag,
     decode_batch,
     encode_message,
-    message_id,
+    message_ids,
 )
 from broker_adapter.store.api import (
     BrokerRole,
@@ -334,7 +334,7 @@ class LocalMessageStore(BaseMessageStore):
             offsets[key] = queue_offset
         result = PutResult(
             PutMessageStatus.PUT_OK, first_offset, places[0],
-            ",".join([message_id(self._store_host, place) for place in places]),
+            message_ids(self._store_host, places),
             message.store_timestamp, True, "", len(bodies), total, message.queue_id,
         )  # fmt: skip
         put = PendingPut(log.end, future, result, waits_for_flush=False, waits_for_slave=False)

@@ -23,6 +23,7 @@ from broker_adapter.message import (
     KEYS_PROPERTY,
     TAGS_PROPERTY,
     UNIQ_KEY_PROPERTY,
+    V6_FLAGS,
     get_property,
     tags_code,
 )
@@ -50,7 +51,6 @@ _SCHEDULE: Final = SCHEDULE_TOPIC.encode()
 _TAGS_NEEDLE: Final = TAGS_PROPERTY + b"\x01"
 _KEYS_NEEDLE: Final = KEYS_PROPERTY + b"\x01"
 _UNIQUE_NEEDLE: Final = UNIQ_KEY_PROPERTY + b"\x01"
-_V6_FLAGS: Final = 48
 _UNITS: Final = {"s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 
 
@@ -227,7 +227,7 @@ class LogicStore:
         for buffer, at, physical, _, _ in messages:
             total, queue_id, queue_offset, sys_flag, store_timestamp, body_length = unpack(buffer, at)
             topic_at = at + 88 + body_length
-            if sys_flag & _V6_FLAGS:
+            if sys_flag & V6_FLAGS:
                 store_timestamp, topic_at = _v6_fields(buffer, at, sys_flag)
             # Neighbours are often of the same queue: a batch is, to begin with.
             if queue_id != last_id or not buffer.startswith(marked_topic, topic_at):

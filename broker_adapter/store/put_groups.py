@@ -17,7 +17,7 @@ from typing import Final
 
 import structlog
 
-from broker_adapter.message import TRANSACTION_TYPE_MASK, Message, SysFlag
+from broker_adapter.message import TRANSACTION_TYPE_MASK, Message, SysFlag, message_ids
 from broker_adapter.store.api import PutMessageStatus, PutResult
 from dledger import AppendHook, BatchResult, DLedgerError, ResponseCode
 
@@ -34,7 +34,6 @@ _MAX_INFLIGHT: Final = 2
 _GROUP_BYTES: Final = 1024 * 1024
 _GROUP_COUNT: Final = 2048
 _PLACE: Final = Struct(">qq")
-_OFFSET: Final = Struct(">q")
 _BUSY: Final = "[PC_SYNCHRONIZED]broker busy, start flow control for a while"
 
 _NOT_AVAILABLE: Final = frozenset(
@@ -94,7 +93,7 @@ class Put:
         physical = self.physical
         result = PutResult(
             status, self.queue_offset, physical[0] if physical else -1,
-            _message_ids(host, physical), self._time, bool(physical), remark,
+            message_ids(host, physical), self._time, bool(physical), remark,
             len(self.bodies), self.byte_count, self._queue_id,
         )  # fmt: skip
         try:
@@ -133,14 +132,6 @@ class _Group:
             b"".join((body[:20], place, body[36:]))
             for body, place in zip(bodies, map(_PLACE.pack, queue_offsets, physical), strict=True)
         ]
-
-
-def _message_ids(host: bytes, physical: Sequence[int]) -> str:
-    """Return the offset ids of messages, joined by commas."""
-    if len(physical) == 1:
-        return (host + _OFFSET.pack(physical[0])).hex().upper()
-    ids = [host + place for place in map(_OFFSET.pack, physical)]
-    return b"".join(ids).hex(",", len(host) + _OFFSET.size).upper()
 
 
 class PutGroups:

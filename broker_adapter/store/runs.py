@@ -12,6 +12,7 @@ from itertools import chain, groupby
 from struct import Struct
 from typing import Final
 
+from broker_adapter.message import V6_FLAGS
 from broker_adapter.store.put_groups import ENTRY_HEADER_BYTES
 
 __all__ = ["MIN_RUN", "are_alike", "numbers", "run_length"]
@@ -20,7 +21,6 @@ MIN_RUN: Final = 8
 """Fewer messages are cheaper one by one."""
 
 _MAX_RUN: Final = 1024
-_V6_FLAGS: Final = 48
 _WINDOW: Final = ENTRY_HEADER_BYTES + 36
 """In an entry: sysFlag, times, hosts, reconsume times, prepared offset, body length. What tells batches apart."""
 _WINDOW_BYTES: Final = 52
@@ -41,7 +41,7 @@ def run_length(data: bytes, at: int, size: int, physical: int) -> int:
     if not data.startswith(window, window_at + (MIN_RUN - 1) * size):
         return 1
     topic_at = _WINDOW + _WINDOW_BYTES + int.from_bytes(window[-4:], "big")
-    if topic_at >= size or int.from_bytes(window[:4], "big") & _V6_FLAGS:
+    if topic_at >= size or int.from_bytes(window[:4], "big") & V6_FLAGS:
         return 1
     properties_at = topic_at + 1 + data[at + topic_at] + 2
     if properties_at > size:

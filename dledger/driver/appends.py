@@ -211,7 +211,11 @@ class Appends:
         return waiting
 
     def _stage(self, fresh: list[tuple[WaitingBatch, list[tuple[int, int]], Sequence[bytes]]], index: int) -> None:
-        term = self._core.term
+        term, first_index = self._core.term, index
+        for batch, repeated, bodies in fresh:  # first: whatever goes wrong from here on, they are known and answered
+            runs = [*self._index_runs(repeated), IndexRun(index, len(bodies), term)]
+            self._add_pending(runs, batch, batch.byte_count, repeated=False)
+            index += len(bodies)
         slices = self._store.encode(
             term,
             [
@@ -224,13 +228,9 @@ class Appends:
                 for batch, _, bodies in fresh
             ],
         )
-        invariant(slices[0].first_index == index, "store and core disagree on the next index")
+        invariant(slices[0].first_index == first_index, "store and core disagree on the next index")
         self._store.append(slices)
-        self.metrics.proposed(slices[-1].last_index - index + 1, sum([len(part.data) for part in slices]))
-        for batch, repeated, bodies in fresh:
-            runs = [*self._index_runs(repeated), IndexRun(index, len(bodies), term)]
-            self._add_pending(runs, batch, batch.byte_count, repeated=False)
-            index += len(bodies)
+        self.metrics.proposed(index - first_index, sum([len(part.data) for part in slices]))
         self._open.append(index - 1)
         self.times.proposed(index - 1, self.clock())
 

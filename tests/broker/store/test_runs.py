@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from broker_adapter.message import Message, batch_item, decode_batch, format_properties
 from broker_adapter.store import dledger_store
-from broker_adapter.store.api import Arrival, StoreConfig
+from broker_adapter.store.api import SCHEDULE_TOPIC, Arrival, StoreConfig
 from broker_adapter.store.dledger_store import DLedgerMessageStore
 from broker_adapter.store.encode import batch_messages
 from broker_adapter.store.put_groups import ENTRY_HEADER_BYTES, Put, PutGroups
@@ -38,6 +38,7 @@ class Batch:
         sizes: Sequence[int] = (),
         tags: Sequence[str] = (),
         keys: Sequence[str] = (),
+        delays: Sequence[str] = (),
         more: Sequence[bytes] = (),
         ids: bool = False,
         sys_flag: int = 0,
@@ -56,6 +57,8 @@ class Batch:
                 properties["TAGS"] = tags[number % len(tags)]
             if keys:
                 properties["KEYS"] = keys[number % len(keys)]
+            if delays:
+                properties["DELAY"] = delays[number % len(delays)]
             own = (more[number % len(more)] if more else b"") + format_properties(properties)
             self.items.append(batch_item(flag, (body * length)[:length], own))
 
@@ -164,12 +167,13 @@ names = st.lists(st.sampled_from(["A", "B", "AB", "longer"]), max_size=3)
 batches = st.builds(
     Batch,
     st.integers(1, 40),
-    topic=st.sampled_from(["Topic", "Other", "SCHEDULE_TOPIC_XXXX"]),
+    topic=st.sampled_from(["Topic", "Other", SCHEDULE_TOPIC]),
     queue_id=st.integers(0, 1),
     size=st.integers(1, 60),
     sizes=st.lists(st.integers(1, 60), max_size=2),
     tags=names,
     keys=names,
+    delays=st.lists(st.sampled_from(["1", "3"]), max_size=2),
     ids=st.booleans(),
     sys_flag=st.sampled_from([0, 0, 0, 4, 8, 12]),
     born=st.integers(1, 2),
@@ -186,6 +190,7 @@ batches = st.builds(
 )
 @example([Batch(32, ids=True), Batch(32, ids=True, tags=["A"]), Batch(32, tags=["A", "B"])], 1 << 30, (1,))
 @example([Batch(9, tags=["B"], more=[*[b"USER\x01A\x02"] * 4, b"TAGS\x01A\x02"])], 1 << 30, (1,))
+@example([Batch(20, topic=SCHEDULE_TOPIC, queue_id=2, delays=["3"])], 1 << 30, (1,))
 @example([Batch(20, queue_id=0), Batch(20, queue_id=1), Batch(20, queue_id=0, topic="Other")], 1 << 30, (1,))
 def test_runs_leave_what_single_messages_leave(
     tmp_path_factory: pytest.TempPathFactory, sent: list[Batch | bytes], segment_bytes: int, terms: Sequence[int]
