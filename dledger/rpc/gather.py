@@ -5,6 +5,10 @@ its own; callers of single calls know nothing of each other, so they meet here: 
 goes with the next one, and where there is company, the next round waits until all have come again: a few not for longer
 than the last round took, many for some milliseconds, since then it is the rounds that they wait for, and fewer and
 larger ones serve all sooner. One caller alone never waits.
+
+How many callers there are nobody says: most of them may be on their way through gRPC while rounds of two come and go,
+and such rounds, dear as they are, keep it so. So where there is company, a round now and then waits for twice as many
+as are known, for some milliseconds; while that finds more than were known, the next one does it again.
 """
 
 from __future__ import annotations
@@ -25,6 +29,8 @@ _WORTH_A_ROUND: Final = 48
 """So many need not wait for more."""
 
 _MAX_OPEN: Final = 2
+_PROBE_EVERY: Final = 128
+"""After a look for unknown callers that found none come so many rounds without."""
 
 _T = TypeVar("_T")
 
@@ -38,8 +44,12 @@ class Rounds(Generic[_T]):
         self._waiting: list[_T] = []
         self._begun: deque[float] = deque()
         """When each open round began, on the loop's clock; they end in turn."""
+        self._known_count = 1
+        """Callers, as far as one can see."""
         self._wanted_count = 1
         self._hold_s = 0.0
+        self._probe_in = _PROBE_EVERY
+        """Rounds until one looks for callers that are not known."""
         self._timer: asyncio.TimerHandle | None = None
 
     def join(self, item: _T) -> None:
@@ -50,9 +60,19 @@ class Rounds(Generic[_T]):
     def ended(self, count: int) -> None:
         """A round of ``count`` items is over."""
         took_s = asyncio.get_running_loop().time() - self._begun.popleft()
-        callers = count + len(self._waiting)  # those who were answered may come again
+        # Those who were answered may come again; of those who did not come in time most are still believed in.
+        callers = max(count + len(self._waiting), self._known_count * 3 // 4)
         self._hold_s = MAX_HOLD_S if callers >= _MANY else min(took_s, MAX_HOLD_S)
-        self._wanted_count = min(callers, _WORTH_A_ROUND)
+        wanted = callers
+        if callers > 1:
+            if self._probe_in:
+                self._probe_in -= 1
+            elif callers <= self._known_count:
+                self._probe_in = _PROBE_EVERY
+            if not self._probe_in:
+                wanted, self._hold_s = 2 * callers, MAX_HOLD_S
+        self._known_count = callers
+        self._wanted_count = min(wanted, _WORTH_A_ROUND)
         self._look()
 
     def hurry(self) -> None:

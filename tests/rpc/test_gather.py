@@ -85,6 +85,55 @@ async def test_but_only_for_as_long_as_the_last_round_took():
     assert bench.begun[3:] == [["e"]], "alone again: at once"
 
 
+async def test_now_and_then_a_round_waits_for_callers_that_are_not_known_yet(patient, monkeypatch):
+    monkeypatch.setattr(gather, "_PROBE_EVERY", 3)
+    bench = Bench()
+    bench.join("a", "b")
+    bench.rounds.ended(1)
+    bench.join("a")
+    bench.rounds.ended(2)
+    bench.join("a", "b")
+    assert [len(begun) for begun in bench.begun] == [1, 2, 2]
+    bench.rounds.ended(2)
+    bench.join("a", "b", "c")
+    assert len(bench.begun) == 3
+    bench.join("d")
+    bench.rounds.ended(4)
+    bench.join(*"abcdefgh")
+    assert [len(begun) for begun in bench.begun][3:] == [4, 8], "it found more, so the next one looks, too"
+    bench.rounds.ended(8)
+    bench.join(*"abcdefgh")
+    assert len(bench.begun) == 5
+    bench.rounds.hurry()
+    bench.rounds.ended(8)
+    bench.join(*"abcdefgh")
+    assert [len(begun) for begun in bench.begun][5:] == [8, 8], "none came: no look for the next three"
+
+
+async def test_one_caller_alone_is_never_made_to_wait_for_others(patient, monkeypatch):
+    monkeypatch.setattr(gather, "_PROBE_EVERY", 3)
+    bench = Bench()
+    for number in range(20):
+        bench.join(number)
+        assert bench.begun[number:] == [[number]]
+        bench.rounds.ended(1)
+
+
+async def test_a_crowd_that_is_late_once_is_still_believed_in(patient):
+    bench = Bench()
+    bench.join(*range(40))
+    bench.rounds.ended(1)
+    bench.join("a")
+    bench.rounds.ended(40)
+    bench.join("a")
+    bench.rounds.hurry()
+    bench.rounds.ended(1)
+    bench.join(*range(29))
+    assert len(bench.begun) == 3, "three quarters of 40 are expected"
+    bench.join("b")
+    assert [len(begun) for begun in bench.begun] == [1, 40, 1, 30]
+
+
 async def test_a_full_round_begins_beside_another_but_no_third(patient):
     bench = Bench()
     bench.join("a", *range(120))
