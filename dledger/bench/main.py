@@ -91,6 +91,7 @@ def _row_keys(_context: click.Context, _parameter: click.Parameter, text: str | 
 @click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True, help="A figure is their median.")
 @click.option("--for", "duration", type=seconds, default="4s", show_default=True, help="Each load is measured so long.")
 @click.option("--warmup", type=seconds, default="1s", show_default=True, help="At least; until the rate has settled.")
+@click.option("--rest", type=seconds, default="0s", help="Before each, for hosts that slow down who is busy for long.")
 @click.option("--only", callback=_row_keys, metavar="KEY,…", help="Only these rows.")
 @click.option("--peers", metavar="NAME,…", help="Only these peers; none for ours alone.  [default: all installed]")
 @click.option("--full", is_flag=True, help="Sizes of the targets: 10 GiB stores. Needs 45 GB of disk and 20 minutes.")
@@ -105,6 +106,7 @@ def suite(
     rounds: int,
     duration: float,
     warmup: float,
+    rest: float,
     only: tuple[str, ...],
     peers: str | None,
     full: bool,
@@ -119,7 +121,7 @@ def suite(
     from dledger.bench.suite import Suite, SuiteOptions, save  # noqa: PLC0415
 
     names = None if peers is None else tuple(name for name in peers.split(",") if name not in {"", "none"})
-    options = SuiteOptions(rounds=rounds, duration_s=duration, warmup_s=warmup, only=only, peers=names)
+    options = SuiteOptions(rounds, duration, warmup, rest, only, names)
     if full:
         options = options.full()
     if log_size is not None:

@@ -177,7 +177,8 @@ def machine(results: Mapping[str, Any]) -> str:
         f"{facts.get('memory', '?')}, Linux {facts['kernel']}, {facts['file system']}; Python {facts['python']}, "
         f"grpcio {facts['grpcio']}, protobuf {facts['protobuf']}, uvloop {facts['uvloop']}.",
         f"{_rounds(settings['rounds'])} of {settings['duration_s']:g} s after at least "
-        f"{settings['warmup_s']:g} s of warm-up; what takes a whole group apart or needs a large store, once.",
+        f"{settings['warmup_s']:g} s of warm-up{_rest(settings.get('rest_s', 0.0))}; what takes a whole group "
+        "apart or needs a large store, once.",
     ]
     others = _other_load(results)
     if others > _DISTURBED_CORES:
@@ -190,6 +191,10 @@ def machine(results: Mapping[str, Any]) -> str:
     if left_out:
         sentences.append(f"Left out: {', '.join(left_out)}.")
     return " ".join(sentences)
+
+
+def _rest(seconds: float) -> str:
+    return f", each after {seconds:g} s of rest" if seconds else ""
 
 
 def _rounds(count: int) -> str:

@@ -7,6 +7,7 @@ median of the rounds, and what the table shows beside each other was measured wi
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import platform
@@ -53,6 +54,8 @@ class SuiteOptions:
     rounds: int = 5
     duration_s: float = 4.0
     warmup_s: float = 1.0
+    rest_s: float = 0.0
+    """Pause before each measurement: some hosts slow down whoever has been busy for long."""
     only: tuple[str, ...] = ()
     """Keys of rows; none: all."""
     peers: tuple[str, ...] | None = None
@@ -170,6 +173,7 @@ class Suite:
         self._say(f"  {key:14} {contender:9} {value:12,.2f}")
 
     async def _attempt(self, keys: Sequence[str], contender: str, measure: Callable[[], Awaitable[None]]) -> None:
+        await asyncio.sleep(self.options.rest_s)
         try:
             await measure()
         except _FAILURES as error:
@@ -246,6 +250,7 @@ class Suite:
     async def _slow(self, peer: Peer, rows: Sequence[Row]) -> None:
         async with peer.open(self._directory) as cluster:
             for row in rows:
+                await asyncio.sleep(self.options.rest_s)
                 self._note_load(row, peer.name, await peer.measure(cluster, self._load(row)))
 
     def _derive_follower_cpu(self) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from dledger.bench import suite as suite_module
 from dledger.bench.group_bench import catch_up, idle_cpu
 from dledger.bench.report import table
 from dledger.bench.suite import Suite, SuiteOptions, save
@@ -137,9 +138,19 @@ async def test_a_contender_that_fails_is_noted_and_the_suite_goes_on(
     fake.chmod(0o755)
     monkeypatch.setenv("ETCD", str(fake))
     monkeypatch.setenv("ETCD_LOAD", str(fake))
-    options = SuiteOptions(rounds=1, duration_s=0.2, warmup_s=0.1, only=("one",), peers=("etcd",))
+    options = SuiteOptions(rounds=1, duration_s=0.2, warmup_s=0.1, rest_s=0.01, only=("one",), peers=("etcd",))
     suite = Suite(options, tmp_path, lambda _: None)
+    rests: list[float] = []
+    sleep = asyncio.sleep
+
+    async def noted(seconds: float) -> None:
+        if seconds == options.rest_s:
+            rests.append(seconds)
+        await sleep(seconds)
+
+    monkeypatch.setattr(suite_module.asyncio, "sleep", noted)
     await suite.run()
+    assert len(rests) == 3, "before each contender"
     row = suite.results()["rows"]["one"]
     assert "etcd ended with exit code 3" in row["etcd"]["errors"][0]
     assert row["dledger"]["median"] > 0

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from dledger.bench.compare import changes, load_runs, verdict
 from dledger.bench.main import main
 from dledger.bench.plot import draw
-from dledger.bench.report import parts, replace_parts, table
+from dledger.bench.report import machine, parts, replace_parts, table
 from dledger.bench.rows import ROWS
 from dledger.errors import ConfigError
 
@@ -173,3 +173,11 @@ def test_only_runs_can_be_compared(tmp_path: Path) -> None:
         load_runs(tmp_path / "absent.json")
     path.write_text(json.dumps({"runs": [load_run(1.0, 1.0)]}), encoding="utf-8")
     assert len(load_runs(path)) == 1
+
+
+def test_the_machine_paragraph_says_how_long_was_rested(results: dict[str, object]) -> None:
+    assert "after at least 1 s of warm-up; what" in machine(results)
+    settings = results["settings"]
+    assert isinstance(settings, dict)
+    settings["rest_s"] = 20.0
+    assert "after at least 1 s of warm-up, each after 20 s of rest; what" in machine(results)
