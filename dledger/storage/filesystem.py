@@ -6,11 +6,10 @@ and everything else (`StorageFailedError`, final: after a failed fsync the kerne
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Final, Protocol
 
 from dledger.errors import DiskFullError, StorageFailedError, StoreLockedError
@@ -80,23 +79,16 @@ class FileSystem(Protocol):
         """
 
 
-@contextlib.contextmanager
-def _typed(action: str, path: object) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in _NO_SPACE:
-            raise DiskFullError(f"{action} {path}: {error.strerror}") from error
-        raise StorageFailedError(f"{action} {path}: {error.strerror or error}") from error
+def _failed(action: str, path: object, error: OSError) -> DiskFullError | StorageFailedError:
+    """Return what a failure means. (Callers catch it themselves: a context manager costs more than a small write.)"""
+    if error.errno in _NO_SPACE:
+        return DiskFullError(f"{action} {path}: {error.strerror}")
+    return _final(action, path, error)
 
 
-@contextlib.contextmanager
-def _final(action: str, path: object) -> Iterator[None]:
-    """As `_typed`, but no error may be retried: after a failed sync, for want of space too, the pages may be gone."""
-    try:
-        yield
-    except OSError as error:
-        raise StorageFailedError(f"{action} {path}: {error.strerror or error}") from error
+def _final(action: str, path: object, error: OSError) -> StorageFailedError:
+    """As `_failed`, but no error may be retried: after a failed sync, for want of space too, the pages may be gone."""
+    return StorageFailedError(f"{action} {path}: {error.strerror or error}")
 
 
 class RealFileSystem:
@@ -110,25 +102,31 @@ class RealFileSystem:
             return
         parent = os.path.dirname(os.path.abspath(path))
         self.makedirs(parent)
-        with _typed("create folder", path):
+        try:
             os.makedirs(path, exist_ok=True)
+        except OSError as error:
+            raise _failed("create folder", path, error) from error
         self.sync_dir(parent)
 
     def listdir(self, path: str) -> list[str]:
-        with _typed("list", path):
+        try:
             return sorted(os.listdir(path)) if os.path.isdir(path) else []
+        except OSError as error:
+            raise _failed("list", path, error) from error
 
     def exists(self, path: str) -> bool:
         return os.path.exists(path)
 
     def open(self, path: str, *, create: bool = False) -> int:
-        with _typed("open", path):
+        try:
             try:
                 handle = os.open(path, os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0), 0o644)
             except OSError as error:
                 if create or error.errno not in _READ_ONLY:
                     raise
                 handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # a copy to look at; a write will say so
+        except OSError as error:
+            raise _failed("open", path, error) from error
         self._paths[handle] = path
         return handle
 
@@ -140,7 +138,7 @@ class RealFileSystem:
         return self._paths.get(handle, f"handle {handle}")
 
     def pread(self, handle: int, length: int, offset: int) -> bytes:
-        with _typed("read", self._path(handle)):
+        try:
             data = os.pread(handle, length, offset)
             if len(data) == length or not data:
                 return data
@@ -150,12 +148,14 @@ class RealFileSystem:
                 parts.append(more)
                 got += len(more)
             return b"".join(parts)
+        except OSError as error:
+            raise _failed("read", self._path(handle), error) from error
 
     def pwrite(self, handle: int, data: bytes, offset: int) -> None:
         self.pwritev(handle, (data,), offset)
 
     def pwritev(self, handle: int, buffers: Sequence[bytes], offset: int) -> None:
-        with _typed("write", self._path(handle)):
+        try:
             for at in range(0, len(buffers), _IOV_MAX):
                 some = buffers[at : at + _IOV_MAX]
                 length = sum(map(len, some))
@@ -163,6 +163,8 @@ class RealFileSystem:
                 if written < length:
                     self._finish(handle, memoryview(b"".join(some))[written:], offset + written)
                 offset += length
+        except OSError as error:
+            raise _failed("write", self._path(handle), error) from error
 
     def _finish(self, handle: int, rest: memoryview, offset: int) -> None:
         while rest:
@@ -171,16 +173,20 @@ class RealFileSystem:
             offset += written
 
     def zero(self, handle: int, offset: int, length: int) -> None:
-        with _typed("write", self._path(handle)):
+        try:
             while length > 0:
                 length_now = min(length, len(_ZEROS))
                 self._finish(handle, memoryview(_ZEROS)[:length_now], offset)
                 offset += length_now
                 length -= length_now
+        except OSError as error:
+            raise _failed("write", self._path(handle), error) from error
 
     def resize(self, handle: int, length: int) -> None:
-        with _typed("resize", self._path(handle)):
+        try:
             os.ftruncate(handle, length)
+        except OSError as error:
+            raise _failed("resize", self._path(handle), error) from error
 
     def size(self, handle: int) -> int:
         return os.fstat(handle).st_size
@@ -196,24 +202,32 @@ class RealFileSystem:
             return self.size(handle)  # a file system without holes
 
     def sync(self, handle: int) -> None:
-        with _final("fdatasync", self._path(handle)):
+        try:
             os.fdatasync(handle)
+        except OSError as error:
+            raise _final("fdatasync", self._path(handle), error) from error
 
     def sync_dir(self, path: str) -> None:
-        with _final("fsync folder", path):
+        try:
             handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
             try:
                 os.fsync(handle)
             finally:
                 os.close(handle)
+        except OSError as error:
+            raise _final("fsync folder", path, error) from error
 
     def rename(self, source: str, target: str) -> None:
-        with _typed("rename", source):
+        try:
             os.rename(source, target)
+        except OSError as error:
+            raise _failed("rename", source, error) from error
 
     def unlink(self, path: str) -> None:
-        with _typed("remove", path):
+        try:
             os.unlink(path)
+        except OSError as error:
+            raise _failed("remove", path, error) from error
 
     def lock(self, path: str) -> int:
         handle = self.open(path, create=True)
@@ -228,9 +242,11 @@ class RealFileSystem:
                 f"{os.path.dirname(path)} is in use by process {owner}: two nodes cannot share one folder; "
                 "stop that process or give this node another storePathRootDir"
             ) from None
-        with _typed("write", path):
+        try:
             os.ftruncate(handle, 0)
             os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
+        except OSError as error:
+            raise _failed("write", path, error) from error
         return handle
 
     def disk_space(self, path: str) -> tuple[int, int]:
