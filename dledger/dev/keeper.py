@@ -190,8 +190,11 @@ class Keeper:
             raise UnknownMemberError(f'"{node}" is no node; there are {", ".join(self._group.nodes)}, and leader')
         return node
 
-    def _named(self, node_id: str) -> str:
-        leads = self._watcher is not None and self._watcher.leader() == node_id
+    async def _named(self, node_id: str) -> str:
+        leads = False
+        if self._watcher is not None:
+            await self._watcher.refresh()  # whoever says "n0" may know since a moment ago that it leads
+            leads = self._watcher.leader() == node_id
         return f"{node_id}, the leader" if leads else node_id
 
     def _running(self, node_id: str) -> None:
@@ -219,14 +222,14 @@ class Keeper:
     async def _kill(self, node: str, _text: str) -> str:
         node_id = await self._resolve(node)
         self._running(node_id)
-        named = self._named(node_id)
+        named = await self._named(node_id)
         await self._group.kill(node_id)
         return f"killed {named}; resume {node_id} starts it again"
 
     async def _pause(self, node: str, _text: str) -> str:
         node_id = await self._resolve(node)
         self._running(node_id)
-        named = self._named(node_id)
+        named = await self._named(node_id)
         self._group.pause(node_id)
         return f"paused {named}"
 
@@ -243,7 +246,7 @@ class Keeper:
     async def _cut_off(self, node: str, _text: str) -> str:
         """Nothing passes between the node and the others, and nobody is told: what an unplugged cable does."""
         node_id = await self._resolve(node)
-        named = self._named(node_id)
+        named = await self._named(node_id)
         others = [other for other in self._group.nodes if other != node_id]
         flows = [pair for other in others for pair in ((node_id, other), (other, node_id))]
         self._group.fabric.set_rules(flows, Rule(Flow.LOST))

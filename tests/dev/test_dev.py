@@ -175,11 +175,13 @@ def test_pause_and_resume(dev: Dev) -> None:
 
 def test_cut_and_heal(dev: Dev) -> None:
     leader = dev.leader()
-    assert dev.verb("cut", "leader") == f"cut off {leader}, the leader\n"
-    found = json.loads(dev.verb("status", "--wait", "20s", "--not", leader, "-o", "json"))
-    assert found["leader"] not in {leader, None}
-    dev.verb("kill", found["leader"])
-    healed = dev.verb("heal")
+    try:
+        assert dev.verb("cut", "leader") == f"cut off {leader}, the leader\n"
+        found = json.loads(dev.verb("status", "--wait", "20s", "--not", leader, "-o", "json"))
+        assert found["leader"] not in {leader, None}
+        dev.verb("kill", found["leader"])
+    finally:
+        healed = dev.verb("heal")
     assert f"{leader} is connected again" in healed and f"started {found['leader']} again" in healed
     assert dev.leader()
     assert dev.verb("heal") == "nothing was wrong\n"
