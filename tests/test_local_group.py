@@ -8,14 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from dledger.dev.state import process_state
 from dledger.errors import ConfigError, UnavailableError
 from dledger.local_group import LocalGroup, free_ports
-
-
-def runs(pid: int) -> bool:
-    """Whether a process runs. One that has ended does not, though nobody has collected it: an orphan's init may be slow."""
-    return process_state(pid) not in {"", "Z"}
+from tests.processes import runs
 
 
 @pytest.mark.asyncio

@@ -16,7 +16,7 @@ from dledger.errors import (
     UnknownGroupError,
 )
 from dledger.rpc.interfaces import Backend
-from dledger.storage.entry import iter_entries
+from dledger.storage.layout import HEADER, HEADER_BYTES
 from dledger.types import BatchResult, Entry, ReadMode
 from dledger.v1 import ledger_pb2 as pb
 
@@ -24,7 +24,7 @@ __all__ = [
     "Answers",
     "check_batch",
     "entry_message",
-    "first_entry",
+    "first_message",
     "parse",
     "read_mode",
     "run_messages",
@@ -159,6 +159,8 @@ def entry_message(entry: Entry) -> pb.Entry:
     )
 
 
-def first_entry(data: bytes) -> Entry:
-    """Return the first entry of a verified slice (which has one)."""
-    return next(iter_entries(data))
+def first_message(data: bytes) -> pb.Entry:
+    """Return the first entry of a verified slice (which has one) as a message."""
+    magic, size, index, term, pos, channel, _, _, _ = HEADER.unpack_from(data)
+    kind = pb.EntryType.ValueType(magic)
+    return pb.Entry(index=index, term=term, pos=pos, type=kind, session_id=channel, body=data[HEADER_BYTES:size])

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Final
 
 from dledger.errors import IndexOutOfRangeError, UnexpectedArgumentError
-from dledger.rpc.answers import Answers, entry_message, first_entry, parse, read_mode
+from dledger.rpc.answers import Answers, first_message, parse, read_mode
 from dledger.rpc.call_stream import Answer, Requests
 from dledger.rpc.gather import GatheredReads
 from dledger.rpc.interfaces import Backend
@@ -126,7 +126,7 @@ class Reads(Requests):
         )
         if request.raw:
             return with_data(answer, raw.data)
-        answer.entries.append(entry_message(first_entry(raw.data)))
+        answer.entries.append(first_message(raw.data))
         return answer.SerializeToString()
 
     def _refuse(self, request: pb.ReadRequest, size: int, error: Exception) -> None:

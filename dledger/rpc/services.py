@@ -19,7 +19,7 @@ import structlog
 from grpc import aio
 
 from dledger.errors import IndexOutOfRangeError, UnexpectedArgumentError, UnknownMemberError
-from dledger.rpc.answers import Answers, check_batch, entry_message, first_entry, parse, read_mode, run_messages
+from dledger.rpc.answers import Answers, check_batch, first_message, parse, read_mode, run_messages
 from dledger.rpc.append_stream import Batches
 from dledger.rpc.call_stream import CallStream, Requests
 from dledger.rpc.client_door import FRAMES_KEY, ClientDoor
@@ -195,7 +195,7 @@ class LedgerService:
             if index > commit_index:
                 raise IndexOutOfRangeError(f"index {index} is beyond the last committed entry, {commit_index}")
             raw = await self._backend.read_slice(index, index, 1)
-            entry = entry_message(first_entry(raw.data))
+            entry = first_message(raw.data)
             return ledger_pb2.GetResponse(header=self._answers.success(), entry=entry).SerializeToString()
         except Exception as error:
             return ledger_pb2.GetResponse(header=self._answers.failure(error, "Get")).SerializeToString()

@@ -373,6 +373,9 @@ class FaultyFileSystem:
         data = self._handles[handle][1].data
         return bytes(data[offset : offset + length])
 
+    def will_need(self, handle: int, offset: int, length: int) -> None:
+        """A hint changes nothing."""
+
     def pwrite(self, handle: int, data: bytes, offset: int) -> None:
         self._before()
         path, file = self._handles[handle]

@@ -32,6 +32,7 @@ __all__ = [
     "Slice",
     "chained_crc",
     "encode_groups",
+    "is_entry",
     "iter_entries",
     "parse_prefix",
     "parse_slice",
@@ -249,6 +250,19 @@ def chained_crc(before: int, header: tuple[int, ...]) -> int:
     """Return the chain_crc that an entry with these header fields has behind one with the chain_crc ``before``."""
     magic, size, index, term, pos, channel, _, body_crc, length = header
     return int(_extend(before, HEADER.pack(magic, size, index, term, pos, channel, 0, body_crc, length)))
+
+
+def is_entry(data: bytes, index: int, pos: int, prev_chain_crc: int) -> bool:
+    """Whether ``data`` is this one entry, whole and good in every byte."""
+    header = HEADER.unpack_from(data)
+    magic, size, entry_index, term, entry_pos, _, chain_crc, body_crc, length = header
+    return (
+        (size, entry_index, entry_pos, length) == (len(data), index, pos, len(data) - HEADER_BYTES)
+        and magic in _TYPES
+        and 0 <= term <= _MAX_TERM
+        and _crc(data[HEADER_BYTES:]) == body_crc
+        and chained_crc(prev_chain_crc, header) == chain_crc
+    )
 
 
 def parse_slice(data: bytes, first_index: int, prev_chain_crc: int) -> Slice:

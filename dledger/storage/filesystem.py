@@ -6,6 +6,7 @@ and everything else (`StorageFailedError`, final: after a failed fsync the kerne
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -19,7 +20,10 @@ __all__ = ["FileSystem", "RealFileSystem"]
 _NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _READ_ONLY: Final = frozenset({errno.EACCES, errno.EROFS, errno.EPERM})
 _IOV_MAX: Final = 1024
-_ZEROS: Final = bytes(1024 * 1024)
+_ZEROS: Final = bytes(16 * 1024)
+"""Written at a time. Linux makes pages of its cache as large as the write that they are made for, and large pages of
+memory that has long been free cost a virtual machine dearly: on one, 512 MiB of zeros took 1.9 s of processor time in
+pieces of 1 MiB, 0.2 s in pieces of 16 KiB."""
 
 
 class FileSystem(Protocol):
@@ -40,6 +44,9 @@ class FileSystem(Protocol):
 
     def pread(self, handle: int, length: int, offset: int) -> bytes:
         """Up to ``length`` bytes; fewer only at the end of the file."""
+
+    def will_need(self, handle: int, offset: int, length: int) -> None:
+        """Hint: these bytes are about to be read, all of them and in order."""
 
     def pwrite(self, handle: int, data: bytes, offset: int) -> None: ...
 
@@ -150,6 +157,12 @@ class RealFileSystem:
             return b"".join(parts)
         except OSError as error:
             raise _failed("read", self._path(handle), error) from error
+
+    def will_need(self, handle: int, offset: int, length: int) -> None:
+        if not hasattr(os, "posix_fadvise"):
+            return
+        with contextlib.suppress(OSError):  # a file system that takes no hints
+            os.posix_fadvise(handle, offset, length, os.POSIX_FADV_WILLNEED)
 
     def pwrite(self, handle: int, data: bytes, offset: int) -> None:
         self.pwritev(handle, (data,), offset)

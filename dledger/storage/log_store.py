@@ -32,6 +32,7 @@ from dledger.storage.entry import (
     Slice,
     chained_crc,
     encode_groups,
+    is_entry,
     parse_slice,
 )
 from dledger.storage.filesystem import FileSystem
@@ -64,6 +65,9 @@ _STRETCH_BYTES = 1024 * 1024
 
 _LARGE_WRITE_BYTES = 64 * 1024
 """Groups from this size on are written to new blocks directly."""
+
+_SMALL_ENTRY_BYTES = 16 * 1024
+"""Up to this size an entry is read along with the one behind it."""
 
 _MIN_BLOCKS_A_READ = 4
 """Less than that is verified entry by entry as fast as the blocks around it are read."""
@@ -720,6 +724,10 @@ class LogStore:
         last_index = min(last_index, self._written_index)
         if not self.first_index <= first_index <= last_index:
             raise IndexOutOfRangeError(f"entries {first_index}..{last_index} are not on the disk of this node")
+        if first_index == last_index:
+            one = self._read_one(first_index)
+            if one is not None:
+                return one
         records = self._records(first_index, last_index)
         _, pos, size, record_index, _ = INDEX_RECORD.unpack_from(records)
         limit = (pos // self.options.data_segment_bytes + 1) * self.options.data_segment_bytes
@@ -739,14 +747,15 @@ class LogStore:
         if known - pos >= _MIN_BLOCKS_A_READ * self._sums.block_bytes:
             count = count_until(min(known, limit))
             last_pos = INDEX_RECORD.unpack_from(records, (count - 1) * INDEX_RECORD_BYTES)[1]
-            data = self._read_known(pos, last_pos, end_of(count - 1), first_index, count, prev_chain_crc)
+            ahead = max_bytes if first_index + count <= last_index else 0
+            data = self._read_known(pos, last_pos, end_of(count - 1), ahead, first_index, count, prev_chain_crc)
             if data:
                 return RawSlice(first_index, first_index + count - 1, data, prev_chain_crc)
         count = count_until(limit)
         end = end_of(count - 1)
         if end < pos + size:
             self._check_records(records, first_index, pos, count)
-        data = self._data.read(pos, end - pos)
+        data = self._data.read(pos, end - pos, max_bytes if first_index + count <= last_index else 0)
         try:
             parsed = parse_slice(data, first_index, prev_chain_crc)
         except CorruptSliceError as error:
@@ -758,8 +767,34 @@ class LogStore:
             self._sums.add(pos, (data,), len(data))
         return RawSlice(first_index, parsed.last_index, data, prev_chain_crc)
 
+    def _read_one(self, index: int) -> RawSlice | None:
+        """Return an entry by one read of each file: with it comes the one before, to whose chain_crc it is chained.
+
+        None where these two do not lie together, or anything is not as it should be: the long way says what.
+        """
+        if index == 0:
+            return None
+        records = self._index.read((index - 1) * INDEX_RECORD_BYTES, 2 * INDEX_RECORD_BYTES)
+        if len(records) < 2 * INDEX_RECORD_BYTES:  # the segment ends between them
+            return None
+        _, before_pos, before_size, _, _ = INDEX_RECORD.unpack_from(records)
+        _, pos, size, record_index, _ = INDEX_RECORD.unpack_from(records, INDEX_RECORD_BYTES)
+        limit = self._data.start_of(before_pos) + self.options.data_segment_bytes
+        if not 0 <= before_pos < pos == before_pos + before_size < pos + size <= limit:
+            return None
+        if record_index != index or size < HEADER_BYTES or not HEADER_BYTES <= before_size <= _SMALL_ENTRY_BYTES:
+            return None
+        both = self._data.read(before_pos, before_size + size)
+        if len(both) < before_size + size:
+            return None
+        before = HEADER.unpack_from(both)
+        data = both[before_size:]
+        if (before[2], before[4]) != (index - 1, before_pos) or not is_entry(data, index, pos, before[6]):
+            return None
+        return RawSlice(index, index, data, before[6])
+
     def _read_known(
-        self, pos: int, last_pos: int, end: int, first_index: int, count: int, prev_chain_crc: int
+        self, pos: int, last_pos: int, end: int, ahead: int, first_index: int, count: int, prev_chain_crc: int
     ) -> bytes:
         """Return the entries from ``pos`` to ``end`` if all blocks around them have their sums; else nothing.
 
@@ -772,7 +807,7 @@ class LogStore:
         until = end + (start - end) % block_bytes
         if not pos <= last_pos <= end - HEADER_BYTES:
             return b""
-        blocks = self._data.read(begin, until - begin)
+        blocks = self._data.read(begin, until - begin, ahead)
         if not self._sums.match(begin, blocks):
             return b""
         data = blocks[pos - begin : end - begin]

@@ -137,6 +137,9 @@ class MemoryFileSystem:
         self.before("pread", path)
         return file.read(offset, length)
 
+    def will_need(self, handle: int, offset: int, length: int) -> None:
+        """Nothing is nearer than memory."""
+
     def pwrite(self, handle: int, data: bytes, offset: int) -> None:
         path, file = self._handles[handle]
         self.before("pwrite", path)

@@ -12,6 +12,11 @@ __all__ = ["SegmentedFile"]
 
 _NAME_DIGITS = 20
 
+_LARGE_BYTES = 64 * 1024
+"""Reads from this size on are announced. Else the kernel fetches ahead what it guesses, in pages as large as it
+guesses, and as dear: see ``filesystem._ZEROS``. 512 MiB from a disk, a megabyte at a time: 1.4 to 1.6 s of processor
+time, announced with a megabyte ahead 0.15 s."""
+
 
 class SegmentedFile:
     """Segments named by their start offset in 20 digits, each exactly ``segment_bytes`` long (sparse at first).
@@ -97,10 +102,13 @@ class SegmentedFile:
         self._complete.add(start)
         return handle
 
-    def read(self, pos: int, length: int) -> bytes:
-        """Read within one segment."""
+    def read(self, pos: int, length: int, ahead: int = 0) -> bytes:
+        """Read within one segment. About ``ahead`` bytes more will be wanted next."""
         start = self.start_of(pos)
-        return self._fs.pread(self.handle(start), length, pos - start)
+        handle = self.handle(start)
+        if length + ahead >= _LARGE_BYTES:
+            self._fs.will_need(handle, pos - start, min(length + ahead, start + self.segment_bytes - pos))
+        return self._fs.pread(handle, length, pos - start)
 
     def write(self, pos: int, buffers: Sequence[bytes], length: int) -> None:
         """Write ``buffers`` (``length`` bytes) at ``pos``, over as many segments as it takes."""

@@ -12,6 +12,7 @@ import pytest
 
 from dledger.local_group import free_ports
 from tests.broker.harness import HOST
+from tests.processes import runs
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FastTry = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -53,14 +54,6 @@ def fast_try(confs: list[str], tmp_path: Path) -> Iterator[FastTry]:
         yield run
     finally:
         run("stop")
-
-
-def runs(pid: int) -> bool:
-    """Whether a process runs; one that has ended and waits for somebody to ask how does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] != "Z"
-    except OSError:
-        return False
 
 
 def dledger(*arguments: str) -> str:

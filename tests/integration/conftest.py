@@ -17,17 +17,9 @@ from dledger.client.transport import ReadChunk
 from dledger.errors import ResponseCode, UnavailableError
 from dledger.local_group import LocalGroup, free_ports
 from dledger.storage.entry import iter_entries
+from tests.processes import runs
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-
-
-def runs(pid: int | None) -> bool:
-    """Whether a process is there."""
-    try:
-        os.kill(pid or 2**22 + 1, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 async def eventually(condition: Callable[[], Any], timeout: float = 30.0, what: str = "") -> Any:
