@@ -105,19 +105,30 @@ def test_read(benchmark: Benchmark, count: int) -> None:
     assert of(benchmark, count)(lambda: sum(1 for _ in iter_entries(data))) == count
 
 
-@pytest.mark.parametrize("block_bytes", [32 * 1024, SEGMENT_BYTES], ids=["known", "verified"])
-def test_read_back(benchmark: Benchmark, tmp_path: Path, block_bytes: int) -> None:
-    """A node reads a megabyte of its log for a reader or a peer: by the sums of its blocks, or entry by entry."""
-    options = StoreOptions(sum_block_bytes=block_bytes)
-    store = LogStore.open(RealFileSystem(), str(tmp_path / "store"), group="g", node_id="n0", options=options)
+def _filled(folder: Path, options: StoreOptions) -> LogStore:
+    store = LogStore.open(RealFileSystem(), str(folder / "store"), group="g", node_id="n0", options=options)
     store.append(store.encode(1, groups(4096)))
     batch = store.take_batch()
     assert batch is not None
     store.write(batch)
     store.complete(batch)
+    return store
+
+
+@pytest.mark.parametrize("block_bytes", [32 * 1024, SEGMENT_BYTES], ids=["known", "verified"])
+def test_read_back(benchmark: Benchmark, tmp_path: Path, block_bytes: int) -> None:
+    """A node reads a megabyte of its log for a reader or a peer: by the sums of its blocks, or entry by entry."""
+    store = _filled(tmp_path, StoreOptions(sum_block_bytes=block_bytes))
     max_bytes = 1 << 20
     count = store.read(0, 4095, max_bytes).last_index + 1
     assert of(benchmark, count)(store.read, 0, 4095, max_bytes).last_index == count - 1
+    store.close()
+
+
+def test_read_one(benchmark: Benchmark, tmp_path: Path) -> None:
+    """A node reads one entry of its log for a get."""
+    store = _filled(tmp_path, StoreOptions())
+    assert of(benchmark, 1)(store.read, 2000, 2000, 1).last_index == 2000
     store.close()
 
 

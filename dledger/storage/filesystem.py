@@ -159,8 +159,6 @@ class RealFileSystem:
             raise _failed("read", self._path(handle), error) from error
 
     def will_need(self, handle: int, offset: int, length: int) -> None:
-        if not hasattr(os, "posix_fadvise"):
-            return
         with contextlib.suppress(OSError):  # a file system that takes no hints
             os.posix_fadvise(handle, offset, length, os.POSIX_FADV_WILLNEED)
 
