@@ -390,6 +390,17 @@ class DLedgerConfig:
             maximum=MAX_MESSAGE_BYTES - _MESSAGE_OVERHEAD_BYTES,
         ),
     )
+    max_catch_up_bytes: int = field(
+        default=160 * _MIB,
+        metadata=_row(
+            "maxCatchUpBytes",
+            Kind.BYTES,
+            "Limits",
+            "History that a leader sends in a second while clients append, to all that lag together; 0: no limit.",
+            minimum=0,
+            maximum=1024 * _GIB,
+        ),
+    )
 
     max_connections: int = field(
         default=1000,

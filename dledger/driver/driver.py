@@ -15,6 +15,7 @@ import random
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
+from functools import partial
 
 import structlog
 
@@ -22,6 +23,7 @@ from dledger.config import DLedgerConfig
 from dledger.driver.appends import Appends
 from dledger.driver.disk import DiskLoop
 from dledger.driver.executor import DiskExecutor
+from dledger.driver.pace import CatchUpPace
 from dledger.driver.pending import Done
 from dledger.driver.reads import ReadRounds
 from dledger.driver.recent import Recent
@@ -134,6 +136,7 @@ class Driver:
         self._role_waiters: set[asyncio.Future[None]] = set()
         self._apply_wanted = asyncio.Event()
         self._last_message: AppendEntries | None = None
+        self._pace = CatchUpPace(config.max_catch_up_bytes)
         self.recent = Recent()
         self.started_ms = 0
         self.role_since_ms = 0
@@ -433,8 +436,12 @@ class Driver:
             self._spawn(self._read_and_send(request), "catch-up")
 
     async def _read_and_send(self, request: SendEntries) -> None:
+        if delay_s := self._pace.delay_s(self.store.last_index, self._loop.time()):
+            await asyncio.sleep(delay_s)
         try:
-            raw = await self._reader.run(self.store.read, request.first_index, request.last_index, request.max_bytes)
+            raw = await self._reader.run(
+                partial(self.store.read, with_crc=True), request.first_index, request.last_index, request.max_bytes
+            )
         except IndexOutOfRangeError:
             # Truncated while the read waited for the disk: this node no longer leads the term that asked for it.
             if self._running:
@@ -450,6 +457,7 @@ class Driver:
                     self.core.step_down(self._now_ms())
                 self._schedule_pump()
             return
+        self._pace.sent(len(raw.data), self._loop.time())
         if self._running:
             self._step(lambda: self._send_slice(request, raw))
 

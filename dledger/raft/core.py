@@ -401,7 +401,7 @@ class RaftCore:
         self._now_ms = now_ms
         self._unreachable.discard(peer)
         progress = self.progress.get(peer)
-        if progress is not None and not progress.filling:
+        if progress is not None and progress.fetching is None:
             progress.become_probe()
         if self.role is Role.PRE_CANDIDATE and peer in self.configuration.all_voters and peer not in self._votes:
             self._send(peer, self._vote_request(self.term + 1, pre_vote=True, transfer=False))
@@ -439,10 +439,10 @@ class RaftCore:
         """
         self._now_ms = now_ms
         progress = self.progress.get(request.peer)
-        if self.role is not Role.LEADER or request.term != self.term or progress is None or not progress.filling:
-            return None
+        if self.role is not Role.LEADER or progress is None or progress.fetching != request:
+            return None  # nobody waits for it any more; what is asked for instead has yet to come
         if progress.next_index != request.first_index:
-            progress.filling = False
+            progress.fetching = None
             return None
         previous = request.first_index - 1
         previous_term = self.log.term_at(previous)
@@ -463,7 +463,7 @@ class RaftCore:
     def fetch_failed(self, request: SendEntries) -> None:
         """The entries could not be read now; the next heartbeat's answer tries again."""
         progress = self.progress.get(request.peer)
-        if progress is not None and request.term == self.term:
+        if progress is not None and progress.fetching == request:
             progress.become_probe()
             progress.pause()
 
@@ -939,7 +939,7 @@ class RaftCore:
     def _replicate_to(self, peer: NodeId) -> None:
         """Ask the driver for the next entries, if the window has room."""
         progress = self.progress[peer]
-        if progress.filling:
+        if progress.fetching is not None:
             return
         options = self.options
         if progress.state is ReplicationState.PROBE:
@@ -955,8 +955,8 @@ class RaftCore:
                 or progress.inflight_bytes >= options.max_inflight_bytes
             ):
                 return
-        progress.filling = True
-        self._ready.replicate.append(SendEntries(peer, progress.next_index, last, options.max_append_bytes, self.term))
+        progress.fetching = SendEntries(peer, progress.next_index, last, options.max_append_bytes, self.term)
+        self._ready.replicate.append(progress.fetching)
 
     def _on_append_response(self, message: AppendEntriesResponse) -> None:
         progress = self.progress[message.sender]
@@ -1017,7 +1017,7 @@ class RaftCore:
             self._send_timeout_now_if_ready(message.sender)
         if progress.acknowledge_round(message.round, forgetful=message.forgetful):
             self._confirm_reads()
-        if progress.filling:
+        if progress.fetching is not None:
             return
         if progress.state is ReplicationState.PROBE:
             if progress.probe_precedes_heartbeat:

@@ -6,6 +6,7 @@ import enum
 from collections import deque
 
 from dledger.raft.messages import NO_INDEX
+from dledger.raft.ready import SendEntries
 
 __all__ = ["PeerProgress", "ReplicationState"]
 
@@ -31,7 +32,7 @@ class PeerProgress:
         "acked_round",
         "broken",
         "epoch",
-        "filling",
+        "fetching",
         "inflight",
         "inflight_bytes",
         "last_contact_ms",
@@ -55,7 +56,7 @@ class PeerProgress:
         self.inflight: deque[tuple[int, int]] = deque()  # (last_index, bytes), ascending
         self.inflight_bytes = 0
         self.broken = False  # its connection broke and nothing was heard since
-        self.filling = False  # the driver is fetching entries for this peer
+        self.fetching: SendEntries | None = None  # what the driver is asked to fetch for this peer
         self.probe_sent = False
         self.probe_precedes_heartbeat = False  # the last heartbeat left after the probe that is out
         self.optimistic = True  # the first probe carries entries: after most elections the logs match
@@ -95,7 +96,7 @@ class PeerProgress:
         self.inflight_bytes = 0
         self.probe_sent = False
         self.probe_precedes_heartbeat = False
-        self.filling = False
+        self.fetching = None
 
     def acknowledge(self, match_index: int, *, forgetful: bool = False) -> bool:
         """Raise match_index, and sworn_index unless the peer is forgetful; returns whether one rose.
@@ -139,7 +140,7 @@ class PeerProgress:
 
     def sent(self, last_index: int, byte_count: int, now_ms: int) -> None:
         """Note entries on the way."""
-        self.filling = False
+        self.fetching = None
         self.last_sent_ms = now_ms
         if self.state is ReplicationState.PROBE:
             self.probe_sent = True

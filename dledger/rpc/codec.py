@@ -40,6 +40,7 @@ from dledger.raft.messages import (
     TimeoutNow,
     VoteResult,
 )
+from dledger.rpc.wire import join_last_bytes, split_last_bytes
 from dledger.storage.entry import CorruptSliceError, RawSlice, Slice, parse_slice
 from dledger.v1 import raft_pb2 as pb
 
@@ -64,6 +65,11 @@ STREAM_RESPONSES: Final[tuple[type[Message], ...]] = (AppendEntriesResponse, Hea
 
 _MAX_NUMBER: Final = 2**62
 """No term and no index comes near; leaves room for arithmetic in 64 bits."""
+
+_APPEND_FIELD: Final = pb.RaftMessage.APPEND_ENTRIES_FIELD_NUMBER
+_DATA_FIELD: Final = pb.AppendEntries.DATA_FIELD_NUMBER
+_LARGE_BYTES: Final = 32 * 1024
+"""From this size on, copying entries costs more than going around the library's copies."""
 
 _REFUSED_READ: Final = NO_INDEX - 1
 
@@ -115,18 +121,29 @@ def payload_data(message: AppendEntries) -> bytes:
     raise UnexpectedArgumentError(f"payload of an append is a {type(payload).__name__}, not a slice")
 
 
-def _put_append(m: AppendEntries) -> dict[str, Any]:
-    body = pb.AppendEntries(
+def _append_body(m: AppendEntries, data: bytes) -> pb.AppendEntries:
+    payload = m.payload
+    return pb.AppendEntries(
         prev_log_index=m.prev_log_index,
         prev_log_term=m.prev_log_term,
         prev_chain_crc=m.prev_chain_crc,
         last_index=m.last_index,
         commit_index=m.commit_index,
         terms=[pb.TermRun(first_index=run.first_index, term=run.term) for run in m.terms],
-        data=payload_data(m),
+        data=data,
         epoch=m.epoch,
+        data_crc=payload.crc if isinstance(payload, RawSlice) else None,
     )
-    return {"append_entries": body}
+
+
+def _put_append(m: AppendEntries) -> dict[str, Any]:
+    return {"append_entries": _append_body(m, payload_data(m))}
+
+
+def _encode_large_append(m: AppendEntries, group: str, target: NodeId, data: bytes) -> bytes:
+    whole = pb.RaftMessage(group=group, sender=m.sender, target=target, term=m.term)
+    body = _append_body(m, b"")
+    return join_last_bytes(whole.SerializeToString(), _APPEND_FIELD, body.SerializeToString(), _DATA_FIELD, data)
 
 
 def _put_append_response(m: AppendEntriesResponse) -> dict[str, Any]:
@@ -194,6 +211,8 @@ def encode_stream(message: Message, *, group: str, target: NodeId) -> bytes:
     put = _PUT.get(type(message))
     if put is None:
         raise UnexpectedArgumentError(f"{type(message).__name__} does not travel on a stream")
+    if isinstance(message, AppendEntries) and len(data := payload_data(message)) >= _LARGE_BYTES:
+        return _encode_large_append(message, group, target, data)
     whole = pb.RaftMessage(group=group, sender=message.sender, target=target, term=message.term, **put(message))
     return whole.SerializeToString()
 
@@ -201,13 +220,12 @@ def encode_stream(message: Message, *, group: str, target: NodeId) -> bytes:
 # -- the stream, inwards ----------------------------------------------------------------------------------------------
 
 
-def _parse_entries(sender: NodeId, term: int, body: pb.AppendEntries) -> Slice | None:
+def _parse_entries(sender: NodeId, term: int, body: pb.AppendEntries, data: bytes) -> Slice | None:
     """Verify the entries of an append against what the message says of them; None where it carries none.
 
     Raises:
         CorruptSliceError: bytes and claims differ, or the bytes themselves do not verify.
     """
-    data = body.data
     prev_log_index = body.prev_log_index
     runs = [(run.first_index, run.term) for run in body.terms]
     if not data:
@@ -216,7 +234,8 @@ def _parse_entries(sender: NodeId, term: int, body: pb.AppendEntries) -> Slice |
                 f"append from {sender}: no entries, yet last_index {body.last_index} after {prev_log_index}"
             )
         return None
-    parsed = parse_slice(data, prev_log_index + 1, body.prev_chain_crc)
+    crc = body.data_crc if body.HasField("data_crc") else None
+    parsed = parse_slice(data, prev_log_index + 1, body.prev_chain_crc, crc)
     if parsed.last_index != body.last_index or list(parsed.terms) != runs:
         raise CorruptSliceError(
             f"append from {sender}: entries up to {parsed.last_index} in terms {list(parsed.terms)},"
@@ -230,12 +249,12 @@ def _parse_entries(sender: NodeId, term: int, body: pb.AppendEntries) -> Slice |
     return parsed
 
 
-def _get_append(sender: NodeId, term: int, body: pb.AppendEntries) -> AppendEntries:
+def _get_append(sender: NodeId, term: int, body: pb.AppendEntries, data: bytes | None = None) -> AppendEntries:
     _check(body.prev_log_index, NO_INDEX, "prev_log_index")
     _check(body.prev_log_term, NO_TERM, "prev_log_term")
     _check(body.last_index, NO_INDEX, "last_index")
     _check(body.commit_index, NO_INDEX, "commit_index")
-    parsed = _parse_entries(sender, term, body)
+    parsed = _parse_entries(sender, term, body, body.data if data is None else data)
     terms: tuple[TermRun, ...] = () if parsed is None else parsed.terms
     return AppendEntries(
         sender,
@@ -322,12 +341,18 @@ def decode_stream(data: bytes, *, group: str, node_id: NodeId, members: Containe
         CorruptSliceError: the entries do not verify, or are not those announced.
         UnexpectedArgumentError: anything else that is not a message.
     """
+    split = split_last_bytes(data, _APPEND_FIELD, _DATA_FIELD) if len(data) >= _LARGE_BYTES else None
     try:
-        whole = pb.RaftMessage.FromString(data)
+        whole = pb.RaftMessage.FromString(data if split is None else split[0])
+        append = None if split is None else pb.AppendEntries.FromString(split[1])
+        if append is not None and (append.data or whole.WhichOneof("body") is not None):
+            raise UnexpectedArgumentError("malformed message: more than one body")
     except DecodeError as error:
         raise UnexpectedArgumentError(f"malformed message: {error}") from error
     sender = whole.sender
     _fence(whole.group, sender, whole.target, own_group=group, node_id=node_id, members=members)
+    if split is not None and append is not None:
+        return _get_append(sender, _check(whole.term, 0, "term"), append, split[2])
     kind = whole.WhichOneof("body")
     if kind is None:
         raise UnexpectedArgumentError("malformed message: no body")

@@ -31,11 +31,14 @@ _LENGTH_BYTES: Final = 4
 _JOINED_BYTES: Final = 16 * 1024
 """Below this, copying a message behind its length is cheaper than handing over two pieces."""
 
+_BUFFER_BYTES: Final = 64 * 1024
+"""Kept for what comes in. It grows to the size of a larger frame, and shrinks when the line is silent."""
+
 _EMPTY: Final = bytes(_LENGTH_BYTES)
 _CHECKS_A_PERIOD: Final = 2
 
 
-class FrameConnection(asyncio.Protocol):
+class FrameConnection(asyncio.BufferedProtocol):
     """One connection. ``received(connection, bytes)`` gets each message, ``lost(connection, reason)`` the end, once.
 
     ``accepted``: the other side dialled, so a preface comes first and is in ``preface`` then. ``limit`` is the largest
@@ -67,9 +70,8 @@ class FrameConnection(asyncio.Protocol):
         self._awaits_preface = accepted
         self._paused = False
         self._gives_up = True
-        self._parts: list[bytes] = []
-        self._have = 0  # Invariant: the sum of the lengths in _parts.
-        self._need = 0  # bytes of the frame (or of its length, or of the preface) that _parts begin
+        self._buffer = memoryview(bytearray(_BUFFER_BYTES))  # bytes from the line go here, and are copied once more
+        self._have = 0  # so many of them, from the beginning on, are not handed over yet
         self._spoke = self._heard = False
         self._silent_checks = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -181,13 +183,9 @@ class FrameConnection(asyncio.Protocol):
         if self._closed or self._transport is None or self._transport.is_closing():
             return
         self._transport.resume_reading()
-        if self._parts:
-            kept = b"".join(self._parts)
-            self._parts.clear()
-            self._have = 0
-            self._take_frames(kept, 0)
+        self._take_frames()
 
-    # -- asyncio.Protocol ---------------------------------------------------------------------------------------------
+    # -- asyncio.BufferedProtocol -------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
@@ -200,64 +198,58 @@ class FrameConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._closed = True
-        self._parts.clear()
+        self._have = 0
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         self._lost(self, self._reason or (f"connection lost: {exc}" if exc is not None else "closed by the peer"))
 
-    def data_received(self, data: bytes) -> None:
-        if self._closed:
-            return
-        self._heard = True
-        if self._parts or self._paused:
-            self._parts.append(data)
-            self._have += len(data)
-            if self._have < self._need or self._paused:
-                return
-            data = b"".join(self._parts)
-            self._parts.clear()
-            self._have = 0
-        at = 0
-        if self._awaits_preface:
-            at = _PREFACE_BYTES
-            if len(data) < at:
-                self._keep(data, at)
-                return
-            if data[:at] not in PREFACES:
-                self.abort("a stranger: the connection begins neither as a peer's does nor as a client's")
-                return
-            self.preface = data[:at]
-            self._awaits_preface = False
-        self._take_frames(data, at)
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Where the next bytes go: behind those that are the beginning of a frame. Never empty."""
+        if self._have == len(self._buffer):
+            self._make_room(2 * self._have)
+        return self._buffer[self._have :]
 
-    def _take_frames(self, data: bytes, at: int) -> None:
-        """Hand over every whole frame from ``at`` on, keep what is left."""
-        end = len(data)
-        while not self._closed:
-            if self._paused:
-                self._keep(data[at:], 0)
-                return
+    def buffer_updated(self, nbytes: int) -> None:
+        self._have += nbytes
+        self._heard = True
+        self._take_frames()
+
+    def _take_frames(self) -> None:
+        """Hand over every whole frame, keep what is left at the buffer's beginning."""
+        buffer, end = self._buffer, self._have
+        at = need = 0
+        if self._awaits_preface and end >= _PREFACE_BYTES:
+            self.preface = bytes(buffer[:_PREFACE_BYTES])
+            if self.preface not in PREFACES:
+                self.abort("a stranger: the connection begins neither as a peer's does nor as a client's")
+            self._awaits_preface = False
+            at = _PREFACE_BYTES
+        while not (self._closed or self._paused or self._awaits_preface):
             start = at + _LENGTH_BYTES
             if start > end:
-                self._keep(data[at:], _LENGTH_BYTES)
-                return
-            size = int.from_bytes(data[at:start], "big")
+                break
+            size = int.from_bytes(buffer[at:start], "big")
             if size > self.limit:
                 self.abort(f"a frame of {size} bytes; {self.limit} are taken")
-                return
+                break
+            if start + size > end:
+                need = _LENGTH_BYTES + size
+                break
             at = start + size
-            if at > end:
-                self._keep(data[start - _LENGTH_BYTES :], _LENGTH_BYTES + size)
-                return
             if size:
-                self._received(self, data[start:at])
+                self._received(self, bytes(buffer[start:at]))
+        self._have = 0 if self._closed else end - at
+        if need > len(buffer):
+            self._make_room(need, at)
+        elif at and self._have:
+            buffer[: self._have] = buffer[at:end]
 
-    def _keep(self, rest: bytes, need: int) -> None:
-        if rest:
-            self._parts.append(rest)
-            self._have = len(rest)
-            self._need = need
+    def _make_room(self, size: int, at: int = 0) -> None:
+        """Take a buffer of ``size`` bytes; what is kept begins at ``at`` in the old one."""
+        larger = memoryview(bytearray(size))
+        larger[: self._have] = self._buffer[at : at + self._have]
+        self._buffer = larger
 
     # -- silence ------------------------------------------------------------------------------------------------------
 
@@ -289,6 +281,8 @@ class FrameConnection(asyncio.Protocol):
             return
         if not self._spoke and not self._is_full(self._transport, _LENGTH_BYTES):
             self._transport.write(_EMPTY)
+        if not self._heard and not self._have and len(self._buffer) > _BUFFER_BYTES:
+            self._buffer = memoryview(bytearray(_BUFFER_BYTES))
         self._spoke = self._heard = False
         self._arm()
 

@@ -386,7 +386,7 @@ class FaultyFileSystem:
                 rest = rest[written:]
                 offset += written
 
-    def pwritev(self, handle: int, buffers: Sequence[bytes], offset: int) -> None:
+    def pwritev(self, handle: int, buffers: Sequence[bytes], offset: int, *, keep: bool = True) -> None:
         self.pwrite(handle, b"".join(buffers), offset)
 
     def zero(self, handle: int, offset: int, length: int) -> None:

@@ -296,7 +296,12 @@ class Network:
                 return codec.decode_vote_response(data, group=self._group, peer=sender)
             return codec.decode_stream(data, group=self._group, node_id=node, members=self._members)
         if isinstance(wire, AppendEntries) and isinstance(wire.payload, RawSlice | Slice):
-            parsed = parse_slice(wire.payload.data, wire.prev_log_index + 1, wire.prev_chain_crc)
+            parsed = parse_slice(
+                wire.payload.data,
+                wire.prev_log_index + 1,
+                wire.prev_chain_crc,
+                wire.payload.crc if isinstance(wire.payload, RawSlice) else None,
+            )
             return replace(wire, payload=parsed)
         return wire
 

@@ -16,9 +16,9 @@ class VerifiedLogStore(LogStore):
     report: Callable[[str, str], None]
     """Called with the invariant's name and what happened; set behind `open`."""
 
-    def read(self, first_index: int, last_index: int, max_bytes: int) -> RawSlice:
+    def read(self, first_index: int, last_index: int, max_bytes: int, *, with_crc: bool = False) -> RawSlice:
         """See ``LogStore.read``."""
-        raw = super().read(first_index, last_index, max_bytes)
+        raw = super().read(first_index, last_index, max_bytes, with_crc=with_crc)
         try:
             parsed = parse_slice(raw.data, first_index, raw.prev_chain_crc)
         except CorruptSliceError as error:

@@ -20,7 +20,7 @@ import google_crc32c
 from dledger.errors import DLedgerError, EntryTooLargeError, ResponseCode
 from dledger.raft.messages import EntryType, TermRun
 from dledger.storage.layout import HEADER, HEADER_BYTES, INDEX_RECORD, MIN_BLANK_BYTES
-from dledger.storage.uniform import MIN_RUN, check_run, encode_run
+from dledger.storage.uniform import MIN_RUN, check_run, encode_run, known_run
 from dledger.types import AppendHook, Entry
 
 __all__ = [
@@ -128,6 +128,8 @@ class RawSlice:
     last_index: int
     data: bytes
     prev_chain_crc: int
+    crc: int | None = None
+    """CRC-32C of ``data`` from before it was verified: with it goes the verdict, to whoever has the same bytes."""
 
 
 def encode_groups(
@@ -265,15 +267,19 @@ def is_entry(data: bytes, index: int, pos: int, prev_chain_crc: int) -> bool:
     )
 
 
-def parse_slice(data: bytes, first_index: int, prev_chain_crc: int) -> Slice:
+def parse_slice(data: bytes, first_index: int, prev_chain_crc: int, crc: int | None = None) -> Slice:
     """Verify every byte of a slice and return it with its runs and offsets.
 
-    Checks each header against its place (index, pos, size), both CRCs, and that terms do not fall.
+    Checks each header against its place (index, pos, size), both CRCs, and that terms do not fall. Where the sender
+    has verified these bytes and says their ``crc``, it is their CRC that is checked, and that they begin where the log
+    ends: 0.1 microseconds an entry in place of 0.4.
 
     Raises:
         CorruptSliceError: says which entry, and what is wrong with it.
     """
-    parsed = parse_prefix(data, first_index, prev_chain_crc)
+    if crc is not None and _crc(data) != crc:
+        raise CorruptSliceError(f"the CRC of {len(data)} bytes from entry {first_index} on is not the one announced")
+    parsed = parse_prefix(data, first_index, prev_chain_crc, known=crc is not None)
     if parsed.slice is None or parsed.problem:
         raise CorruptSliceError(parsed.problem or "empty slice")
     return parsed.slice
@@ -294,11 +300,19 @@ class ParsedPrefix:
 
 
 def parse_prefix(
-    data: bytes, first_index: int, prev_chain_crc: int, *, pos: int = -1, last_term: int = -1
+    data: bytes,
+    first_index: int,
+    prev_chain_crc: int,
+    *,
+    pos: int = -1,
+    last_term: int = -1,
+    known: bool = False,
 ) -> ParsedPrefix:
     """Verify as many whole entries as there are; never raises for bad bytes.
 
-    ``pos``: where ``data`` stands in the log, if the caller knows; else the first header says it.
+    ``pos``: where ``data`` stands in the log, if the caller knows; else the first header says it. ``known``: these
+    are good bytes of some log, and to prove is only that they go on here (`known_run`); what is not uniform is verified
+    all the same.
     """
     end = len(data)
     at = 0
@@ -318,7 +332,7 @@ def parse_prefix(
     while at < end:
         if index >= run_wanted_at:
             place = first_pos if first_pos >= 0 else int.from_bytes(data[24:32], "big", signed=True)
-            run = check_run(data, at, index, place + at, chain)
+            run = (known_run if known else check_run)(data, at, index, place + at, chain)
             if run is None or place < 0 or not last_term <= run.term <= _MAX_TERM:
                 run_wanted_at = index + _RUN_LOOK_EVERY
             else:

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Self
 
+import google_crc32c
+
 from dledger.errors import (
     CorruptLogError,
     DiskFullError,
@@ -126,6 +128,8 @@ class WriteBatch:
     last: LogId | None = None
     """The end of the log as of this batch, if the batch touches the log."""
     checkpoint: Checkpoint | None = None
+    history: bool = False
+    """All of it was committed before it came here: this node catches up."""
     cut_from: int | None = None
     """Entries from here on were truncated in the view while the batch was being written (see `LogStore.complete`)."""
 
@@ -193,6 +197,7 @@ class LogStore:
         self._stretch_bytes = min(self._ahead_bytes, _STRETCH_BYTES)
         self._disk_end_pos = recovered.end_pos
         self._disk_last = LogId(recovered.last_term, recovered.last_index)
+        self._writes_history = False
         self._failed: StorageFailedError | None = None
         self._closed = False
         # both sides
@@ -494,6 +499,7 @@ class LogStore:
                 batch.last = LogId(operation.terms[-1].term, operation.last_index)
             else:
                 batch.last = LogId(operation.last_term, operation.from_index - 1)
+        batch.history = batch.last is not None and batch.last.index <= self.committed_index
         if (
             self._end_pos_of_commit() - self._checkpointed_pos >= self.options.checkpoint_bytes
             or self._sessions.base_index - self._checkpointed_index >= self.options.checkpoint_entries
@@ -539,6 +545,7 @@ class LogStore:
         # nothing staged after it may come before it.
         if batch.hard_state is not None:
             self._hard_state_file.save(batch.hard_state)
+        self._writes_history = batch.history
         run: list[Slice] = []
         for operation in batch.operations:
             if isinstance(operation, Slice):
@@ -576,7 +583,7 @@ class LogStore:
             if first.first_pos != self._disk_end_pos:
                 self._fill(self._disk_end_pos, first.first_pos)
             self._prepare_to(end_pos, end_pos - first.first_pos)
-            self._data.write(first.first_pos, buffers, end_pos - first.first_pos)
+            self._data.write(first.first_pos, buffers, end_pos - first.first_pos, keep=not self._writes_history)
             self._sums.add(first.first_pos, buffers, end_pos - first.first_pos)
             self._disk_end_pos = end_pos
             at = until
@@ -712,10 +719,11 @@ class LogStore:
 
     # ------------------------------------------------------------------ reads, any thread
 
-    def read(self, first_index: int, last_index: int, max_bytes: int) -> RawSlice:
+    def read(self, first_index: int, last_index: int, max_bytes: int, *, with_crc: bool = False) -> RawSlice:
         """Read written entries from the disk: whole ones, within one segment, at least one.
 
-        Each is verified, or all bytes are those of an earlier verification, by the sums of their blocks.
+        Each is verified, or all bytes are those of an earlier verification, by the sums of their blocks. ``with_crc``:
+        with the CRC of all, for a peer (where there are several).
 
         Raises:
             IndexOutOfRangeError: not written (yet).
@@ -748,14 +756,17 @@ class LogStore:
             count = count_until(min(known, limit))
             last_pos = INDEX_RECORD.unpack_from(records, (count - 1) * INDEX_RECORD_BYTES)[1]
             ahead = max_bytes if first_index + count <= last_index else 0
-            data = self._read_known(pos, last_pos, end_of(count - 1), ahead, first_index, count, prev_chain_crc)
-            if data:
-                return RawSlice(first_index, first_index + count - 1, data, prev_chain_crc)
+            raw = self._read_known(
+                pos, last_pos, end_of(count - 1), ahead, first_index, count, prev_chain_crc, with_crc
+            )
+            if raw is not None:
+                return raw
         count = count_until(limit)
         end = end_of(count - 1)
         if end < pos + size:
             self._check_records(records, first_index, pos, count)
         data = self._data.read(pos, end - pos, max_bytes if first_index + count <= last_index else 0)
+        crc = google_crc32c.value(data) if with_crc else None  # before it is verified: nothing may happen in between
         try:
             parsed = parse_slice(data, first_index, prev_chain_crc)
         except CorruptSliceError as error:
@@ -765,7 +776,7 @@ class LogStore:
             raise self._bad_record(first_index)
         if parsed.last_index <= self.committed_index:
             self._sums.add(pos, (data,), len(data))
-        return RawSlice(first_index, parsed.last_index, data, prev_chain_crc)
+        return RawSlice(first_index, parsed.last_index, data, prev_chain_crc, crc)
 
     def _read_one(self, index: int) -> RawSlice | None:
         """Return an entry by one read of each file: with it comes the one before, to whose chain_crc it is chained.
@@ -794,9 +805,17 @@ class LogStore:
         return RawSlice(index, index, data, before[6])
 
     def _read_known(
-        self, pos: int, last_pos: int, end: int, ahead: int, first_index: int, count: int, prev_chain_crc: int
-    ) -> bytes:
-        """Return the entries from ``pos`` to ``end`` if all blocks around them have their sums; else nothing.
+        self,
+        pos: int,
+        last_pos: int,
+        end: int,
+        ahead: int,
+        first_index: int,
+        count: int,
+        prev_chain_crc: int,
+        with_crc: bool,
+    ) -> RawSlice | None:
+        """Return the entries from ``pos`` to ``end`` if all blocks around them have their sums; else None.
 
         Then every byte is the one that was verified or written there. What is left to prove is that the index records,
         which say where entries begin, are those of these entries.
@@ -806,11 +825,12 @@ class LogStore:
         begin = pos - (pos - start) % block_bytes
         until = end + (start - end) % block_bytes
         if not pos <= last_pos <= end - HEADER_BYTES:
-            return b""
+            return None
         blocks = self._data.read(begin, until - begin, ahead)
-        if not self._sums.match(begin, blocks):
-            return b""
         data = blocks[pos - begin : end - begin]
+        crc = google_crc32c.value(data) if with_crc else None
+        if not self._sums.match(begin, blocks):
+            return None
         first = HEADER.unpack_from(data)
         last = HEADER.unpack_from(data, last_pos - pos)
         if (
@@ -818,8 +838,8 @@ class LogStore:
             or (last[2], last[4]) != (first_index + count - 1, last_pos)
             or last_pos + last[1] != end
         ):
-            return b""
-        return data
+            return None
+        return RawSlice(first_index, first_index + count - 1, data, prev_chain_crc, crc)
 
     def _check_records(self, records: bytes, first_index: int, pos: int, count: int) -> None:
         """Raise unless the first ``count`` index records agree with each other: what is damaged is one of them."""

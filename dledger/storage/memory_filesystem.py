@@ -147,7 +147,7 @@ class MemoryFileSystem:
         if self._track:
             file.unsynced.append(UnsyncedWrite(offset, bytes(data)))
 
-    def pwritev(self, handle: int, buffers: Sequence[bytes], offset: int) -> None:
+    def pwritev(self, handle: int, buffers: Sequence[bytes], offset: int, *, keep: bool = True) -> None:
         self.pwrite(handle, b"".join(buffers), offset)
 
     def zero(self, handle: int, offset: int, length: int) -> None:

@@ -110,12 +110,15 @@ class SegmentedFile:
             self._fs.will_need(handle, pos - start, min(length + ahead, start + self.segment_bytes - pos))
         return self._fs.pread(handle, length, pos - start)
 
-    def write(self, pos: int, buffers: Sequence[bytes], length: int) -> None:
-        """Write ``buffers`` (``length`` bytes) at ``pos``, over as many segments as it takes."""
+    def write(self, pos: int, buffers: Sequence[bytes], length: int, *, keep: bool = True) -> None:
+        """Write ``buffers`` (``length`` bytes) at ``pos``, over as many segments as it takes.
+
+        ``keep`` False is a hint: nobody will soon read them.
+        """
         start = self.start_of(pos)
         at = pos - start
         if at + length <= self.segment_bytes:
-            self._fs.pwritev(self._writable(start), buffers, at)
+            self._fs.pwritev(self._writable(start), buffers, at, keep=keep)
             self.dirty.add(start)
             return
         data = b"".join(buffers)

@@ -22,7 +22,7 @@ import google_crc32c
 from dledger.raft.messages import EntryType
 from dledger.storage.layout import HEADER, HEADER_BYTES, INDEX_RECORD, INDEX_RECORD_BYTES
 
-__all__ = ["MIN_RUN", "CheckedRun", "EncodedRun", "check_run", "encode_run"]
+__all__ = ["MIN_RUN", "CheckedRun", "EncodedRun", "check_run", "encode_run", "known_run"]
 
 MIN_RUN: Final = 64
 """Fewer entries are cheaper one by one."""
@@ -109,6 +109,28 @@ def check_run(data: bytes, at: int, index: int, pos: int, chain_crc: int) -> Che
     if b"".join(map(_first, _headers(size).iter_unpack(run))) != expected.headers:
         return None
     return CheckedRun(count, size, term, channel, expected.records, expected.chain_crc)
+
+
+def known_run(data: bytes, at: int, index: int, pos: int, chain_crc: int) -> CheckedRun | None:
+    """As `check_run` for bytes that are known to be good entries of some log: whether they go on from here is to prove.
+
+    By the chain_crc of the first header: it covers all that came before.
+    """
+    count = _run_length(data, at)
+    if count < MIN_RUN:
+        return None
+    size, length = int.from_bytes(data[at + 4 : at + 8], "big"), int.from_bytes(data[at + 44 : at + 48], "big")
+    last_at = at + (count - 1) * size
+    first, last = HEADER.unpack_from(data, at), HEADER.unpack_from(data, last_at)
+    zeroed = data[at : at + _CHAIN] + bytes(4) + data[at + _BODY_CRC : at + HEADER_BYTES]
+    if (
+        (first[0], first[2], first[4], length) != (EntryType.NORMAL, index, pos, size - HEADER_BYTES)
+        or (last[2], last[4]) != (index + count - 1, pos + count * size - size)
+        or google_crc32c.extend(chain_crc, zeroed) != first[6]
+    ):
+        return None
+    headers = bytearray().join(map(_first, _headers(size).iter_unpack(data[at : last_at + size])))
+    return CheckedRun(count, size, first[3], first[5], _records(headers, count), last[6])
 
 
 def _run_length(data: bytes, at: int) -> int:

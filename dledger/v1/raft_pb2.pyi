@@ -144,6 +144,7 @@ class AppendEntries(_message.Message):
     TERMS_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
+    DATA_CRC_FIELD_NUMBER: _builtins.int
     prev_log_index: _builtins.int
     prev_log_term: _builtins.int
     prev_chain_crc: _builtins.int
@@ -154,6 +155,8 @@ class AppendEntries(_message.Message):
     """entries in the format of the data files, contiguous, never across a segment boundary"""
     epoch: _builtins.int
     """How often the receiver has lost what it had acknowledged in this term; echoed, so that no answer of before counts."""
+    data_crc: _builtins.int
+    """CRC-32C of data, taken by the sender before it verified what it had read: equal here, so is every entry."""
     @_builtins.property
     def terms(self) -> _containers.RepeatedCompositeFieldContainer[Global___TermRun]: ...
     def __init__(
@@ -167,12 +170,15 @@ class AppendEntries(_message.Message):
         terms: _abc.Iterable[Global___TermRun] | None = ...,
         data: _builtins.bytes = ...,
         epoch: _builtins.int = ...,
+        data_crc: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_data_crc", b"_data_crc", "data_crc", b"data_crc"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["commit_index", b"commit_index", "data", b"data", "epoch", b"epoch", "last_index", b"last_index", "prev_chain_crc", b"prev_chain_crc", "prev_log_index", b"prev_log_index", "prev_log_term", b"prev_log_term", "terms", b"terms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_data_crc", b"_data_crc", "commit_index", b"commit_index", "data", b"data", "data_crc", b"data_crc", "epoch", b"epoch", "last_index", b"last_index", "prev_chain_crc", b"prev_chain_crc", "prev_log_index", b"prev_log_index", "prev_log_term", b"prev_log_term", "terms", b"terms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__data_crc: _TypeAlias = _typing.Literal["data_crc"]  # noqa: Y015
+    _WhichOneofArgType__data_crc: _TypeAlias = _typing.Literal["_data_crc", b"_data_crc"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__data_crc) -> _WhichOneofReturnType__data_crc | None: ...
 
 Global___AppendEntries: _TypeAlias = AppendEntries  # noqa: Y015
 

@@ -56,7 +56,7 @@ class HubTransport:
         self.sent.append(message)
         if isinstance(message, AppendEntries) and isinstance(message.payload, RawSlice):
             raw = message.payload
-            message = replace(message, payload=parse_slice(raw.data, raw.first_index, message.prev_chain_crc))
+            message = replace(message, payload=parse_slice(raw.data, raw.first_index, message.prev_chain_crc, raw.crc))
         asyncio.get_running_loop().call_soon(self._deliver, peer, message)
 
     def _deliver(self, peer: str, message: Message) -> None:

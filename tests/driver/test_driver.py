@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+import google_crc32c
 import pytest
 
 from dledger.driver.roles import MemberRole
@@ -21,7 +22,7 @@ from dledger.errors import (
     UnavailableError,
     UnexpectedArgumentError,
 )
-from dledger.raft.messages import EntryType
+from dledger.raft.messages import AppendEntries, EntryType
 from dledger.storage.entry import iter_entries
 from dledger.types import ReadMode
 from tests.driver.harness import Group, append, eventually
@@ -253,16 +254,46 @@ async def test_a_failed_fsync_stops_the_node_and_acknowledges_nothing():
 
 
 async def test_a_follower_far_behind_is_fed_from_the_disk():
-    async with Group(tail_cache_bytes=64 * 1024) as group:
+    async with Group(tail_cache_bytes=64 * 1024, max_append_bytes=64 * 1024) as group:
         leader = await group.leader()
         away = next(node for node in group.ids if node != leader.node_id)
         await group.crash(away)
         bodies = [bytes([n % 256]) * 1000 for n in range(2000)]
         for start in range(0, 2000, 100):
             await append(leader, bodies[start : start + 100])
+        leader._transport.sent.clear()
         back = await group.start(away)
         await eventually(lambda: back.core.commit_index == leader.core.commit_index)
         assert await bodies_of(back, ReadMode.LOCAL_COMMITTED) == bodies
+        pieces = [each for each in leader._transport.sent if isinstance(each, AppendEntries) and each.payload]
+        assert len(pieces) >= 2000 * 1048 // (64 * 1024)
+        assert all(
+            each.payload.crc == google_crc32c.value(each.payload.data) for each in pieces[:-4]
+        )  # (the end is cached)
+        firsts = [each.prev_log_index for each in pieces]
+        assert len(set(firsts)) == len(firsts), "nothing is read and sent twice"
+
+
+@pytest.mark.asyncio
+async def test_history_waits_for_its_turn_while_clients_append():
+    """At 1 MiB a second: what has no credit waits, and appends do not; without appends nothing waits."""
+    limits = {"tail_cache_bytes": 64 * 1024, "max_append_bytes": 64 * 1024, "max_catch_up_bytes": 1024 * 1024}
+    async with Group(**limits) as group:
+        leader = await group.leader()
+        away = next(node for node in group.ids if node != leader.node_id)
+        await group.crash(away)
+        for _ in range(8):
+            await append(leader, [bytes(1000)] * 100)
+        back = await group.start(away)
+        goal = leader.core.last_index
+        before = 0
+        while leader._pace.delay_s(leader.store.last_index, leader._loop.time()) == 0.0:
+            await append(leader, [b"x"])
+            before += 1
+        assert back.core.commit_index < goal
+        await append(leader, [b"y"])
+        assert back.core.commit_index < goal
+        await eventually(lambda: back.core.commit_index == leader.core.commit_index)
 
 
 @pytest.mark.asyncio

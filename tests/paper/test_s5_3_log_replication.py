@@ -602,6 +602,31 @@ def test_a_fetch_for_an_older_place_or_term_is_dropped() -> None:
     assert node.core.entries_fetched(other, 1, 100, world.now) is None
 
 
+def test_a_fetch_that_was_given_up_frees_no_place_for_another() -> None:
+    """One fetch at a time for each peer: else every later piece of the log would be read twice."""
+    world, node = _replicating()
+    node.propose()
+    node.step(accepted("n2", 1, 1))
+    node.auto_fetch = False
+    node.peer_connected("n1")
+    while node.fetches:
+        node.answer_fetch()  # a probe behind entry 0, which n1 held once
+    while not node.core.progress["n1"].probe_precedes_heartbeat:
+        world.tick_at_deadline("n0")
+    node.step(beat_answer("n1", 1, sent=1, match=0))  # no answer to the probe yet: it is asked again
+    (given_up,) = node.fetches
+    node.fetches.clear()
+    node.step(AppendEntriesResponse("n1", 1, False, -1, -1, rejected_index=0, conflict_index=0))  # it has lost all
+    (current,) = node.fetches
+    node.fetches.clear()
+    assert (given_up.first_index, current.first_index) == (1, 0)
+    assert node.core.entries_fetched(given_up, 1, 100, world.now) is None
+    node.core.fetch_failed(given_up)
+    node.propose()
+    assert [request for request in node.fetches if request.peer == "n1"] == []
+    assert node.core.entries_fetched(current, -1, 0, world.now) is not None
+
+
 def test_a_fetch_of_an_earlier_leadership_is_dropped() -> None:
     """The bytes were read before another leader replaced them; the place is asked for again in this term."""
     world, node = _replicating()

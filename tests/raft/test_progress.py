@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dledger.raft.progress import PeerProgress, ReplicationState
+from dledger.raft.ready import SendEntries
 
 PROFILE = settings(derandomize=True, deadline=None, max_examples=100, database=None)
 
@@ -28,10 +29,10 @@ def test_a_new_peer_is_probed_from_the_end() -> None:
 def test_a_probe_does_not_move_the_window() -> None:
     """One probe is out; next_index moves only when the place is known."""
     progress = PeerProgress(10, 0)
-    progress.filling = True
+    progress.fetching = SendEntries("n1", 10, 12, 1000, 1)
     progress.sent(12, 300, 7)
     assert progress.probe_sent
-    assert not progress.filling
+    assert progress.fetching is None
     assert (progress.next_index, progress.inflight_bytes, len(progress.inflight)) == (10, 0, 0)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import google_crc32c
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -128,6 +129,44 @@ def test_a_raw_slice_is_sent_as_it_is():
     back = decode(encode(replace(message, payload=raw)))
     assert isinstance(back.payload, Slice)
     assert back.payload == message.payload
+
+
+LARGE = [b"%06d" % number + bytes(250) for number in range(200)]
+
+
+@pytest.mark.parametrize("with_crc", [False, True])
+def test_a_large_append_is_protobuf_and_survives(with_crc):
+    """From 32 KiB on it goes around the library's copies, both ways; the bytes are the same message."""
+    message = append(LARGE)
+    data = message.payload.data
+    crc = google_crc32c.value(data) if with_crc else None
+    wire = encode(replace(message, payload=RawSlice(7, 206, data, 77, crc)))
+    whole = pb.RaftMessage.FromString(wire)
+    assert (whole.group, whole.sender, whole.target, whole.term) == ("g", SENDER, "n0", 5)
+    assert whole.append_entries.data == data
+    assert whole.append_entries.HasField("data_crc") == with_crc
+    for back in (decode(wire), decode(whole.SerializeToString())):  # fields in any order
+        assert back == message
+        assert back.payload == message.payload
+
+
+@pytest.mark.parametrize("bodies", [(b"a", b"bc"), LARGE])
+@pytest.mark.parametrize("bit", [0, 5, 299, 8 * 60])
+def test_entries_that_are_not_those_of_their_crc_are_refused(bodies, bit):
+    message = append(bodies)
+    data = bytearray(message.payload.data)
+    crc = google_crc32c.value(bytes(data))
+    data[bit // 8] ^= 1 << bit % 8
+    wire = encode(replace(message, payload=RawSlice(7, message.last_index, bytes(data), 77, crc)))
+    with pytest.raises(CorruptSliceError, match="is not the one announced"):
+        decode(wire)
+
+
+def test_a_large_message_with_two_bodies_is_refused():
+    wire = encode(append(LARGE))
+    other = pb.RaftMessage(heartbeat=pb.Heartbeat(round=1)).SerializeToString()
+    with pytest.raises(UnexpectedArgumentError, match="more than one body"):
+        decode(other + wire)
 
 
 def test_a_probe_has_no_payload():

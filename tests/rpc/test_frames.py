@@ -62,6 +62,15 @@ class Ends:
         )
         self.connection.connection_made(self.pipe)
 
+    def hear(self, data):
+        """Bytes come in, as many at a time as the connection has room for."""
+        while data:
+            room = self.connection.get_buffer(-1)
+            count = min(len(room), len(data))
+            room[:count] = data[:count]
+            self.connection.buffer_updated(count)
+            data = data[count:]
+
 
 def framed(*bodies):
     return b"".join(len(body).to_bytes(4, "big") + body for body in bodies)
@@ -77,7 +86,7 @@ async def test_frames_cut_anywhere_come_out_whole(size):
     bodies = [b"a", b"", b"b" * 300, b"cd", b"e" * LIMIT]
     wire = PEER_PREFACE + framed(*bodies)
     for at in range(0, len(wire), size):
-        ends.connection.data_received(wire[at : at + size])
+        ends.hear(wire[at : at + size])
     assert ends.heard == [body for body in bodies if body]  # an empty one says only that somebody lives
 
 
@@ -86,14 +95,65 @@ async def test_what_is_put_is_what_another_hears():
     one, other = Ends(), Ends(limit=10**6)
     bodies = [b"x" * size for size in (1, 100, 16 * 1024 - 1, 16 * 1024, 100_000)]
     assert all(one.connection.put(body) for body in bodies)
-    other.connection.data_received(one.pipe.sent)
+    other.hear(one.pipe.sent)
     assert other.heard == bodies
+
+
+@pytest.mark.asyncio
+async def test_the_buffer_grows_for_a_large_frame_and_shrinks_in_silence():
+    ends = Ends(options=QUICK, limit=10**7)
+    small = len(ends.connection.get_buffer(-1))
+    bodies = [b"a" * 10, bytes(5_000_000), b"b" * (small - 4), b"c" * small, b"d"]
+    ends.hear(framed(*bodies))
+    assert ends.heard == bodies
+    assert len(ends.connection.get_buffer(-1)) > 5_000_000
+    await eventually(lambda: len(ends.connection.get_buffer(-1)) == small)
+    ends.hear(framed(b"e"))
+    assert ends.heard[-1] == b"e"
+    ends.connection.abort("over")
+
+
+@pytest.mark.asyncio
+async def test_what_comes_while_paused_is_kept_and_heard_later():
+    ends = Ends(limit=10**6)
+    ends.pipe.is_closing = lambda: False
+    ends.pipe.pause_reading = ends.pipe.resume_reading = lambda: None
+    bodies = [b"a", b"b" * 200_000, b"c"]
+    ends.connection.pause()
+    ends.hear(framed(*bodies))  # what was on its way when reading was paused
+    assert ends.heard == []
+    ends.connection.resume()
+    assert ends.heard == bodies
+    ends.hear(framed(b"d"))
+    assert ends.heard == [*bodies, b"d"]
+    ends.connection.abort("over")
+
+
+@pytest.mark.asyncio
+async def test_whoever_pauses_in_the_middle_hears_the_rest_later():
+    ends = Ends()
+    ends.pipe.is_closing = lambda: False
+    ends.pipe.pause_reading = ends.pipe.resume_reading = lambda: None
+    ends.connection.hand_over(
+        received=lambda connection, data: (ends.heard.append(data), connection.pause()),
+        lost=lambda *_: None,
+        on_writable=lambda _: None,
+    )
+    ends.hear(framed(b"a", b"b", b"c") + b"\0\0")
+    assert ends.heard == [b"a"]
+    ends.connection.resume()
+    ends.connection.resume()
+    assert ends.heard == [b"a", b"b", b"c"]
+    ends.connection.resume()
+    ends.hear(b"\0\1d")
+    assert ends.heard[-1] == b"d"
+    ends.connection.abort("over")
 
 
 @pytest.mark.asyncio
 async def test_a_frame_over_the_limit_ends_the_connection_before_it_is_kept():
     ends = Ends()
-    ends.connection.data_received(framed(b"fine") + (LIMIT + 1).to_bytes(4, "big") + b"x" * 10 + framed(b"never"))
+    ends.hear(framed(b"fine") + (LIMIT + 1).to_bytes(4, "big") + b"x" * 10 + framed(b"never"))
     assert ends.heard == [b"fine"]
     assert ends.pipe.aborted
     ends.connection.connection_lost(None)
@@ -104,7 +164,7 @@ async def test_a_frame_over_the_limit_ends_the_connection_before_it_is_kept():
 @pytest.mark.parametrize("first", [b"GET / HTTP/1.1\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\n", bytes(64)])
 async def test_who_does_not_begin_as_a_peer_does_is_shown_the_door(first):
     ends = Ends(accepted=True)
-    ends.connection.data_received(first)
+    ends.hear(first)
     assert ends.pipe.aborted
     assert ends.heard == []
 
@@ -148,7 +208,7 @@ async def test_a_connection_that_hears_something_stays():
                 for a, b in ((one, other), (other, one)):
                     data, a.pipe.sent = a.pipe.sent, b""
                     if data:
-                        b.connection.data_received(data)
+                        b.hear(data)
                 await asyncio.sleep(0.005)
 
     with pytest.raises(TimeoutError):
@@ -163,7 +223,7 @@ async def test_a_connection_that_hears_something_stays():
 async def test_what_comes_after_the_end_is_not_heard():
     ends = Ends()
     ends.connection.close("enough")
-    ends.connection.data_received(framed(b"late"))
+    ends.hear(framed(b"late"))
     assert ends.heard == []
 
 

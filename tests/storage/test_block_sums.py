@@ -215,8 +215,8 @@ def test_a_full_disk_between_two_tries_leaves_no_wrong_sum():
     class Full(MemoryFileSystem):
         full = False
 
-        def pwritev(self, handle, buffers, offset):
-            super().pwritev(handle, buffers, offset)
+        def pwritev(self, handle, buffers, offset, *, keep=True):
+            super().pwritev(handle, buffers, offset, keep=keep)
             if self.full:
                 raise DiskFullError("no room for the rest")
 

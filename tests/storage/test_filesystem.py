@@ -100,6 +100,51 @@ def test_other_errors_are_final(tmp_path, monkeypatch):
     fs.close(handle)
 
 
+def test_what_nobody_will_read_is_written_all_the_same(fs, folder):
+    fs.makedirs(folder)
+    handle = fs.open(f"{folder}/file", create=True)
+    fs.pwritev(handle, [b"ab", b"cd"], 5000, keep=False)
+    fs.sync(handle)
+    assert fs.pread(handle, 10, 4998) == bytes(2) + b"abcd"
+    fs.close(handle)
+
+
+@pytest.mark.parametrize("code", [errno.EOPNOTSUPP, errno.EINVAL])
+def test_where_the_kernel_cannot_give_pages_back_it_is_asked_once(tmp_path, monkeypatch, code):
+    fs = RealFileSystem()
+    handle = fs.open(str(tmp_path / "file"), create=True)
+    real, flags = os.pwritev, []
+
+    def old_kernel(fd, buffers, offset, flag=0):
+        flags.append(flag)
+        if flag:
+            raise OSError(code, os.strerror(code))
+        return real(fd, buffers, offset)
+
+    monkeypatch.setattr(os, "pwritev", old_kernel)
+    fs.pwritev(handle, [b"abc"], 0, keep=False)
+    fs.pwritev(handle, [b"def"], 3, keep=False)
+    monkeypatch.undo()
+    assert [bool(flag) for flag in flags] == [True, False, False]
+    assert fs.pread(handle, 10, 0) == b"abcdef"
+    fs.close(handle)
+
+
+@pytest.mark.parametrize(("code", "error"), [(errno.ENOSPC, DiskFullError), (errno.EIO, StorageFailedError)])
+def test_failures_of_such_a_write_are_those_of_any_other(tmp_path, monkeypatch, code, error):
+    fs = RealFileSystem()
+    handle = fs.open(str(tmp_path / "file"), create=True)
+
+    def fail(*_):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "pwritev", fail)
+    with pytest.raises(error, match=r"write .*file"):
+        fs.pwritev(handle, [b"abc"], 0, keep=False)
+    monkeypatch.undo()
+    fs.close(handle)
+
+
 def test_short_writes_are_finished(tmp_path, monkeypatch):
     """The kernel may write less than asked; the rest follows where it belongs."""
     fs = RealFileSystem()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import google_crc32c
 import pytest
 
 from dledger.errors import (
@@ -370,3 +371,55 @@ def test_replicas_are_byte_identical(tmp_path):
             assert (tmp_path / "a" / kind / name).read_bytes() == (tmp_path / "b" / kind / name).read_bytes()
     leader.close()
     follower.close()
+
+
+# -- what a follower catches up with
+
+
+class WatchedFiles(MemoryFileSystem):
+    """Remembers which writes to the log's data were to stay in memory."""
+
+    def __init__(self):
+        super().__init__()
+        self.kept = []
+
+    def pwritev(self, handle, buffers, offset, *, keep=True):
+        if "/data/" in self.path_of(handle):
+            self.kept.append(keep)
+        super().pwritev(handle, buffers, offset, keep=keep)
+
+
+def test_only_history_is_written_past_the_page_cache():
+    """What was committed before it came here is old: nobody will soon read it from this node."""
+    fs = WatchedFiles()
+    store = open_store(fs, "/n0")
+    append(store, [b"a"] * 3)
+    flush(store)
+    assert fs.kept == [True]
+    append(store, [b"b"] * 3)
+    store.commit(store.last_index)
+    flush(store)
+    assert fs.kept == [True, False]
+    append(store, [b"c"] * 3)
+    store.commit(store.last_index - 1)  # one of them is new
+    flush(store)
+    assert fs.kept == [True, False, True]
+    assert bodies_of(store) == [b"a"] * 3 + [b"b"] * 3 + [b"c"] * 3
+    store.close()
+
+
+def test_entries_for_a_peer_come_with_their_crc(fs, folder):
+    """Verified one by one at first, by the sums of their blocks later."""
+    options = replace(OPTIONS, data_segment_bytes=256 * 1024, sum_block_bytes=512)
+    store = open_store(fs, folder, options)
+    fill(store, 200)
+    for _ in range(2):
+        for first in (0, 1, 90):
+            raw = store.read(first, 199, 100_000, with_crc=True)
+            assert raw.crc == google_crc32c.value(raw.data)
+            assert replace(raw, crc=None) == store.read(first, 199, 100_000)
+    store.close()
+    again = open_store(fs, folder, options)
+    raw = again.read(3, 199, 100_000, with_crc=True)
+    assert raw.crc == google_crc32c.value(raw.data)
+    again.close()

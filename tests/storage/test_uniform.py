@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import random
 
+import google_crc32c
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dledger.raft.messages import EntryType
 from dledger.storage import entry as module
-from dledger.storage.entry import EntryGroup, encode_groups, parse_prefix, parse_slice
-from dledger.storage.uniform import MIN_RUN, check_run
+from dledger.storage.entry import CorruptSliceError, EntryGroup, encode_groups, parse_prefix, parse_slice
+from dledger.storage.uniform import MIN_RUN, check_run, known_run
 
 SEGMENT = 64 * 1024
 
@@ -68,6 +69,10 @@ def test_encoding_and_parsing_are_those_of_one_at_a_time(shapes, pos):
         parsed_slowly = [parse_slice(part.data, part.first_index, part.prev_chain_crc) for part in slow]
     assert fast == slow
     assert [parse_slice(part.data, part.first_index, part.prev_chain_crc) for part in fast] == parsed_slowly
+    crcs = [google_crc32c.value(part.data) for part in fast]
+    assert [
+        parse_slice(part.data, part.first_index, part.prev_chain_crc, crc) for part, crc in zip(fast, crcs, strict=True)
+    ] == parsed_slowly
 
 
 def test_a_run_is_found_and_not_the_entries_behind_it():
@@ -140,3 +145,56 @@ def test_positions_and_indexes_at_the_end_of_numbers(number, one_by_one):
         found = parse_prefix(part.data, arguments["first_index"], 99, pos=arguments["pos"])
         assert found == one_by_one(parse_prefix, part.data, arguments["first_index"], 99, pos=arguments["pos"])
         assert found.slice is None
+
+
+# -- bytes that another node has verified
+
+
+def known_part():
+    """A slice of 80 entries from index 3 on, at position 1000, behind a chain_crc of 99."""
+    (part,) = encode(groups_of((1, 80, 50)), pos=1000)
+    return part
+
+
+def test_known_bytes_are_taken_by_their_crc_without_a_look_at_each(monkeypatch):
+    part = known_part()
+    monkeypatch.setattr(module, "check_run", None)  # would be called for each run
+    assert parse_slice(part.data, 3, 99, google_crc32c.value(part.data)) == part
+
+
+@pytest.mark.parametrize("place", range(0, 80 * 98, 7))
+def test_a_known_slice_with_a_flipped_bit_is_refused(place):
+    """In transit: its CRC is that of the sender's bytes."""
+    part = known_part()
+    damaged = bytearray(part.data)
+    damaged[place] ^= 1 << place % 8
+    with pytest.raises(CorruptSliceError, match="is not the one announced"):
+        parse_slice(bytes(damaged), 3, 99, google_crc32c.value(part.data))
+
+
+@pytest.mark.parametrize(
+    ("first_index", "chain", "problem"), [(4, 99, "bad header"), (2, 99, "bad header"), (3, 98, "chain CRC mismatch")]
+)
+def test_known_bytes_of_another_place_are_refused(first_index, chain, problem):
+    """Good bytes, but they do not go on where this log ends."""
+    part = known_part()
+    crc = google_crc32c.value(part.data)
+    with pytest.raises(CorruptSliceError, match=problem):
+        parse_slice(part.data, first_index, chain, crc)
+
+
+@pytest.mark.parametrize(
+    ("at", "value"), [(3, 1), (15, 9), (31, 9), (36, 9), (47, 9), (79 * 98 + 15, 9), (79 * 98 + 31, 9)]
+)
+def test_a_known_run_begins_and_ends_where_it_should(at, value):
+    """Whatever is wrong with the first header, or with the last one's place, is no run."""
+    part = known_part()
+    assert known_run(part.data, 0, 3, 1000, 99).chain_crc == part.chain_crc
+    other = bytearray(part.data)
+    other[at] ^= value
+    assert known_run(bytes(other), 0, 3, 1000, 99) is None
+
+
+def test_a_short_run_is_none():
+    (part,) = encode(groups_of((1, MIN_RUN - 1, 50)))
+    assert known_run(part.data, 0, 3, 0, 99) is None
