@@ -129,7 +129,7 @@ class WriteBatch:
     """The end of the log as of this batch, if the batch touches the log."""
     checkpoint: Checkpoint | None = None
     history: bool = False
-    """All of it was committed before it came here: this node catches up."""
+    """It is long, and all of it was committed before it came here: this node catches up."""
     cut_from: int | None = None
     """Entries from here on were truncated in the view while the batch was being written (see `LogStore.complete`)."""
 
@@ -138,12 +138,14 @@ class WriteBatch:
         """Whether a healthy disk makes it durable at once: a few entries, nothing to replace, nothing to erase."""
         if self.hard_state is not None or self.checkpoint is not None:
             return False
-        byte_count = 0
-        for operation in self.operations:
-            if not isinstance(operation, Slice):
-                return False
-            byte_count += len(operation.data)
-        return byte_count <= _LARGE_WRITE_BYTES
+        if not all(isinstance(operation, Slice) for operation in self.operations):
+            return False
+        return self.byte_count <= _LARGE_WRITE_BYTES
+
+    @property
+    def byte_count(self) -> int:
+        """Bytes of the entries."""
+        return sum([len(operation.data) for operation in self.operations if isinstance(operation, Slice)])
 
 
 class LogStore:
@@ -499,7 +501,11 @@ class LogStore:
                 batch.last = LogId(operation.terms[-1].term, operation.last_index)
             else:
                 batch.last = LogId(operation.last_term, operation.from_index - 1)
-        batch.history = batch.last is not None and batch.last.index <= self.committed_index
+        batch.history = (
+            batch.last is not None
+            and batch.last.index <= self.committed_index
+            and batch.byte_count > _LARGE_WRITE_BYTES
+        )
         if (
             self._end_pos_of_commit() - self._checkpointed_pos >= self.options.checkpoint_bytes
             or self._sessions.base_index - self._checkpointed_index >= self.options.checkpoint_entries
@@ -617,9 +623,10 @@ class LogStore:
 
     @property
     def wants_preparation(self) -> bool:
-        """Whether an idle disk could be zeroing ahead: `prepare`."""
+        """Whether an idle disk could be zeroing ahead: `prepare`. (Not where history comes, in large writes.)"""
         ahead = self._prepared_pos - self._disk_end_pos
-        return self._failed is None and ahead < self._ahead_bytes - self._stretch_bytes // 2
+        wanted = self._ahead_bytes - self._stretch_bytes // 2
+        return self._failed is None and not self._writes_history and ahead < wanted
 
     def prepare(self) -> None:
         """Zero one stretch ahead, in the next segment where this one is done, and sync it (disk side)."""

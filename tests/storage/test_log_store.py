@@ -390,21 +390,24 @@ class WatchedFiles(MemoryFileSystem):
 
 
 def test_only_history_is_written_past_the_page_cache():
-    """What was committed before it came here is old: nobody will soon read it from this node."""
+    """What was committed before it came here is old: nobody will soon read it from this node. Nor is it zeroed ahead."""
     fs = WatchedFiles()
-    store = open_store(fs, "/n0")
-    append(store, [b"a"] * 3)
-    flush(store)
-    assert fs.kept == [True]
-    append(store, [b"b"] * 3)
-    store.commit(store.last_index)
-    flush(store)
-    assert fs.kept == [True, False]
-    append(store, [b"c"] * 3)
-    store.commit(store.last_index - 1)  # one of them is new
-    flush(store)
-    assert fs.kept == [True, False, True]
-    assert bodies_of(store) == [b"a"] * 3 + [b"b"] * 3 + [b"c"] * 3
+    store = open_store(fs, "/n0", replace(OPTIONS, data_segment_bytes=1 << 20))
+    large = [bytes([number]) * 1000 for number in range(100)]
+    for bodies, uncommitted, history in (
+        (large, 100, False),
+        (large, 0, True),
+        (large, 1, False),  # one of them is new
+        (large, 0, True),
+        (large[:3], 0, False),  # committed by the others while the disk was slow
+    ):
+        fs.kept.clear()
+        append(store, bodies)
+        store.commit(store.last_index - uncommitted)
+        flush(store)
+        assert set(fs.kept) == {not history}
+        assert store.wants_preparation == (not history and bodies is large)  # (a small write has just had its zeros)
+    assert bodies_of(store) == large * 4 + large[:3]
     store.close()
 
 
