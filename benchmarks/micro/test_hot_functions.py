@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
 import pytest
 
 from dledger.bench.histogram import Histogram
@@ -63,6 +64,14 @@ def test_verify(benchmark: Benchmark, count: int) -> None:
     """A follower verifies what came: CRCs, chain, places."""
     data = encoded(count)[0].data
     assert of(benchmark, count)(parse_slice, data, 0, 0).last_index == count - 1
+
+
+@pytest.mark.parametrize("count", SIZES)
+def test_verify_by_the_crc_of_all(benchmark: Benchmark, count: int) -> None:
+    """The same for what a follower catches up with: its leader has verified it, and says its CRC."""
+    data = encoded(count)[0].data
+    crc = google_crc32c.value(data)
+    assert of(benchmark, count)(parse_slice, data, 0, 0, crc).last_index == count - 1
 
 
 @pytest.mark.parametrize("count", SIZES)

@@ -5,7 +5,8 @@ another node, with numbers that no core would send, or with entries that do not 
 effect. The core and the driver behind this module see well-formed values only.
 
 The entries of an ``AppendEntries`` cross as the bytes that stand in the data files; they are verified once (CRC, chain,
-places, terms) and go to the store as they came.
+places, terms) and go to the store as they came. Where the leader has read and verified them from its files, it says the
+CRC of all of them: then that is verified, and that they go on where the log here ends.
 """
 
 from __future__ import annotations
