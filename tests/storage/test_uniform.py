@@ -162,14 +162,15 @@ def test_known_bytes_are_taken_by_their_crc_without_a_look_at_each(monkeypatch):
     assert parse_slice(part.data, 3, 99, google_crc32c.value(part.data)) == part
 
 
-@pytest.mark.parametrize("place", range(0, 80 * 98, 7))
-def test_a_known_slice_with_a_flipped_bit_is_refused(place):
+def test_a_known_slice_with_a_flipped_bit_is_refused():
     """In transit: its CRC is that of the sender's bytes."""
     part = known_part()
-    damaged = bytearray(part.data)
-    damaged[place] ^= 1 << place % 8
-    with pytest.raises(CorruptSliceError, match="is not the one announced"):
-        parse_slice(bytes(damaged), 3, 99, google_crc32c.value(part.data))
+    crc = google_crc32c.value(part.data)
+    for place in range(len(part.data)):
+        damaged = bytearray(part.data)
+        damaged[place] ^= 1 << place % 8
+        with pytest.raises(CorruptSliceError, match="is not the one announced"):
+            parse_slice(bytes(damaged), 3, 99, crc)
 
 
 @pytest.mark.parametrize(
