@@ -12,6 +12,7 @@ import pytest
 from dledger.chaos.failover import log_digest, read_log
 from dledger.errors import QuorumTimeoutError, UnavailableError
 from dledger.storage.filesystem import RealFileSystem
+from dledger.storage.verify import verify_directory
 from tests.integration.conftest import eventually
 
 
@@ -168,6 +169,50 @@ async def test_a_follower_behind_by_more_than_the_cache_catches_up_from_disk_whi
     directories = {group.config(node_id).node_dir for node_id in group.node_ids}
     assert len({log_digest(directory, end_pos) for directory in directories}) == 1
     assert len(log) > 3000
+
+
+@pytest.mark.asyncio
+async def test_a_node_killed_while_it_catches_up_goes_on_from_there(processes) -> None:
+    """History is written in large pieces, past the page cache, while clients append; kill -9 in the middle, three times."""
+    settings = {"tailCacheBytes": "64KiB", "maxAppendBytes": "256KiB", "maxCatchUpBytes": "8MiB"}
+    group = await processes(settings={**settings, "mappedFileSizeForEntryData": "8MiB"})
+    leader = await group.wait_leader()
+    late = next(node_id for node_id in group.nodes if node_id != leader)
+    async with group.connect() as client:
+        await group.wait_caught_up(late)
+        await group.kill(late)
+        shutil.rmtree(group.node(late).data_dir)
+        for size in (100, 1000, 17, 3000):  # long runs of one size, and what is not uniform
+            await client.append_many([b"%6d" % number + b"x" * size for number in range(6_000_000 // (size + 54))])
+        await client.append_many([b"y" * (number * 37 % 5000) for number in range(500)])
+        goal, stop = await client.commit_index(), False
+
+        async def work() -> None:
+            while not stop:
+                await client.append(b"meanwhile")
+
+        tasks = [asyncio.ensure_future(work()) for _ in range(4)]
+        try:
+            reached = [0]
+            for _ in range(3):
+                await group.restart(late)
+                async with asyncio.timeout(20):
+                    while not (status := (await group.status())[late]) or status.commit_index <= reached[-1]:  # noqa: ASYNC110
+                        await asyncio.sleep(0.02)
+                reached.append(status.commit_index)
+                await group.kill(late)
+            await group.restart(late)
+        finally:
+            stop = True
+            await asyncio.gather(*tasks)
+        assert reached[-1] < goal, "killed in the middle"
+        await group.wait_caught_up(late)
+        _, end_pos = await read_log(client)
+    await group.stop()
+    assert len({log_digest(node.data_dir, end_pos) for node in group.nodes.values()}) == 1
+    for node in group.nodes.values():
+        found = verify_directory(RealFileSystem(), str(node.data_dir))
+        assert (found.damage, found.torn_tail, found.last_index >= goal) == ([], None, True)
 
 
 @pytest.mark.asyncio
