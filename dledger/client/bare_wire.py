@@ -10,11 +10,9 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, Final, NamedTuple
 
-__all__ = ["STATUS_RESPONSE", "Field", "Schema", "WireError", "decode_message", "encode_text"]
+from dledger.rpc.wire import VARINT, WireError, bytes_head, read_field, read_varint
 
-
-class WireError(ValueError):
-    """The bytes are no message of this kind."""
+__all__ = ["STATUS_RESPONSE", "Field", "Schema", "decode_message", "encode_text"]
 
 
 class Field(NamedTuple):
@@ -102,20 +100,15 @@ STATUS_RESPONSE: Final[Schema] = {
     35: Field("events", _EVENT, "list"),
 }
 
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _EMPTY: Final[dict[str, Callable[[], object]]] = {"int": int, "bool": bool, "text": str, "list": list, "map": dict}
 
 
 def encode_text(number: int, text: str) -> bytes:
-    """Return a message whose only field, ``number`` (1 to 15), is ``text``; empty text is no field at all."""
+    """Return a message whose only field, ``number``, is ``text``; empty text is no field at all."""
     data = text.encode()
     if not data:
         return b""
-    length, left = bytearray(), len(data)
-    while left >= 0x80:
-        length.append(left & 0x7F | 0x80)
-        left >>= 7
-    return bytes([number << 3 | _BYTES, *length, left]) + data
+    return bytes_head(number, len(data)) + data
 
 
 def decode_message(data: bytes, schema: Schema) -> Any:  # noqa: ANN401 - an object with the schema's fields
@@ -132,12 +125,11 @@ def decode_message(data: bytes, schema: Schema) -> Any:  # noqa: ANN401 - an obj
     }
     at = 0
     while at < len(data):
-        tag, at = _varint(data, at)
-        value, at = _value(data, at, tag & 7)
-        field = schema.get(tag >> 3)
+        number, wire_type, begin, at = read_field(data, at)
+        field = schema.get(number)
         if field is None:
             continue
-        read = _read(field.kind, value)
+        read = _read(field.kind, read_varint(data, begin)[0] if wire_type == VARINT else data[begin:at])
         if field.many == "list":
             found[field.name].append(read)
         elif field.many == "map":
@@ -158,29 +150,3 @@ def _read(kind: str | Schema, value: int | bytes) -> Any:  # noqa: ANN401 - as t
     elif kind == "int":
         return value - (1 << 64) if value >> 63 else value
     raise WireError(f"a field of another kind than {kind if isinstance(kind, str) else 'message'}")
-
-
-def _value(data: bytes, at: int, wire_type: int) -> tuple[int | bytes, int]:
-    """Return a field's value and where it ends."""
-    if wire_type == _VARINT:
-        return _varint(data, at)
-    length = {_FIXED64: 8, _FIXED32: 4}.get(wire_type)
-    if length is None:
-        if wire_type != _BYTES:
-            raise WireError(f"wire type {wire_type}")
-        length, at = _varint(data, at)
-    if at + length > len(data):
-        raise WireError("a field is cut off")
-    return data[at : at + length], at + length
-
-
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while at < len(data) and shift < 70:
-        byte = data[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value & ((1 << 64) - 1), at
-        shift += 7
-    raise WireError("a number is cut off")

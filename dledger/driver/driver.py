@@ -436,7 +436,7 @@ class Driver:
             self._spawn(self._read_and_send(request), "catch-up")
 
     async def _read_and_send(self, request: SendEntries) -> None:
-        if delay_s := self._pace.delay_s(self.store.last_index, self._loop.time()):
+        while delay_s := self._pace.delay_s(self.store.last_index, self._loop.time()):  # noqa: ASYNC110 - time
             await asyncio.sleep(delay_s)
         try:
             raw = await self._reader.run(

@@ -28,14 +28,14 @@ class CatchUpPace:
         self._due_s = 0.0
 
     def delay_s(self, last_index: int, now_s: float) -> float:
-        """Return how long to wait before more is read. ``last_index``: the end of the leader's log now."""
+        """Return how long to wait before asking again; 0: more may be read. ``last_index``: the end of the log now."""
         if last_index != self._last_index:
             if self._last_index >= 0:
                 self._busy_until_s = now_s + _BUSY_S
             self._last_index = last_index
         if not self._bytes_per_s or now_s >= self._busy_until_s:
             return 0.0
-        return max(0.0, self._due_s - now_s)
+        return min(max(0.0, self._due_s - now_s), _BUSY_S)  # by then nobody may append any more
 
     def sent(self, byte_count: int, now_s: float) -> None:
         """Note what was sent."""

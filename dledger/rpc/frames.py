@@ -31,8 +31,10 @@ _LENGTH_BYTES: Final = 4
 _JOINED_BYTES: Final = 16 * 1024
 """Below this, copying a message behind its length is cheaper than handing over two pieces."""
 
-_BUFFER_BYTES: Final = 64 * 1024
-"""Kept for what comes in. It grows to the size of a larger frame, and shrinks when the line is silent."""
+_QUIET_BUFFER_BYTES: Final = 4 * 1024
+_BUSY_BUFFER_BYTES: Final = 64 * 1024
+"""For what comes in: the smaller at first and while the line is silent, the larger once that was full. A larger frame
+takes what it needs."""
 
 _EMPTY: Final = bytes(_LENGTH_BYTES)
 _CHECKS_A_PERIOD: Final = 2
@@ -70,7 +72,7 @@ class FrameConnection(asyncio.BufferedProtocol):
         self._awaits_preface = accepted
         self._paused = False
         self._gives_up = True
-        self._buffer = memoryview(bytearray(_BUFFER_BYTES))  # bytes from the line go here, and are copied once more
+        self._buffer = memoryview(bytearray(_QUIET_BUFFER_BYTES))  # what comes in; handed over as copies
         self._have = 0  # so many of them, from the beginning on, are not handed over yet
         self._spoke = self._heard = False
         self._silent_checks = 0
@@ -240,6 +242,8 @@ class FrameConnection(asyncio.BufferedProtocol):
             if size:
                 self._received(self, bytes(buffer[start:at]))
         self._have = 0 if self._closed else end - at
+        if end == len(buffer):  # more may be on its way than there was room for
+            need = max(need, _BUSY_BUFFER_BYTES)
         if need > len(buffer):
             self._make_room(need, at)
         elif at and self._have:
@@ -281,8 +285,8 @@ class FrameConnection(asyncio.BufferedProtocol):
             return
         if not self._spoke and not self._is_full(self._transport, _LENGTH_BYTES):
             self._transport.write(_EMPTY)
-        if not self._heard and not self._have and len(self._buffer) > _BUFFER_BYTES:
-            self._buffer = memoryview(bytearray(_BUFFER_BYTES))
+        if not self._heard and not self._have and len(self._buffer) > _QUIET_BUFFER_BYTES:
+            self._buffer = memoryview(bytearray(_QUIET_BUFFER_BYTES))
         self._spoke = self._heard = False
         self._arm()
 

@@ -14,6 +14,7 @@ from dledger.errors import IndexOutOfRangeError, UnexpectedArgumentError
 from dledger.raft.messages import EntryType
 from dledger.rpc.answers import Answers, entry_message, read_mode
 from dledger.rpc.interfaces import Backend
+from dledger.rpc.wire import bytes_head
 from dledger.storage.entry import RawSlice, iter_entries
 from dledger.v1 import ledger_pb2 as pb
 
@@ -23,7 +24,6 @@ DEFAULT_CHUNK_BYTES: Final = 1024 * 1024
 MAX_CHUNK_BYTES: Final = 4 * 1024 * 1024
 """Half of a gRPC message's limit: an entry's frame may be as large as a small body."""
 
-_DATA_TAG: Final = bytes([pb.ReadResponse.DATA_FIELD_NUMBER << 3 | 2])
 _ENTRIES_PER_STEP: Final = 256
 """Entries decoded before other tasks get their turn (a quarter of a millisecond)."""
 
@@ -154,15 +154,4 @@ def _forget(reading: asyncio.Future[RawSlice]) -> None:
 
 def with_data(answer: pb.ReadResponse, data: bytes) -> bytes:
     """Return the answer as bytes, ``data`` in it: with one copy of that, not three."""
-    # A field of bytes is its tag, its length, and the bytes; the order of fields is free.
-    return b"".join((answer.SerializeToString(), _DATA_TAG, _varint(len(data)), data))
-
-
-def _varint(number: int) -> bytes:
-    """Return a length as protobuf writes it."""
-    data = bytearray()
-    while number > 0x7F:
-        data.append(number & 0x7F | 0x80)
-        number >>= 7
-    data.append(number)
-    return bytes(data)
+    return b"".join((answer.SerializeToString(), bytes_head(pb.ReadResponse.DATA_FIELD_NUMBER, len(data)), data))

@@ -1,19 +1,25 @@
-"""The long bytes field of a protobuf message, put in and taken out without the copies that the library makes.
+"""How protobuf lies on the wire, as far as it is read and written here without the library.
 
-To serialise a message with a message in it copies a bytes field three times, to parse it twice, and entries that a
-node catches up with are hundreds of megabytes. What is written and read here is plain protobuf, to be parsed by
-anybody: a field of bytes at the end of the message that is the last field of another.
-https://protobuf.dev/programming-guides/encoding/
+The library copies a long field of bytes three times when it serialises a message with a message in it, twice when it
+parses that, and entries that a node catches up with are hundreds of megabytes. Loading it takes four times as long as
+Python itself, which a command that is over at once does not have. What is written and read here is plain protobuf, to
+be parsed by anybody: https://protobuf.dev/programming-guides/encoding/
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-__all__ = ["join_last_bytes", "split_last_bytes"]
+__all__ = ["VARINT", "WireError", "bytes_head", "join_last_bytes", "read_field", "read_varint", "split_last_bytes"]
 
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+VARINT: Final = 0
+_BYTES: Final = 2
+_FIXED_BYTES: Final = {1: 8, 5: 4}
 _MAX_VARINT_BYTES: Final = 10
+
+
+class WireError(ValueError):
+    """The bytes are no message of this kind."""
 
 
 def _varint(number: int) -> bytes:
@@ -25,21 +31,47 @@ def _varint(number: int) -> bytes:
     return bytes(parts)
 
 
-def _read_varint(data: bytes, at: int) -> tuple[int, int]:
-    """Return a number and where it ends. Raises `ValueError` where there is none."""
-    number = 0
-    for place in range(_MAX_VARINT_BYTES):
-        byte = data[at + place] if at + place < len(data) else 0x80
-        number |= (byte & 0x7F) << (7 * place)
+def bytes_head(field: int, length: int) -> bytes:
+    """Return what stands before the bytes (or text, or message) of ``field``. The order of fields is free."""
+    return _varint(field << 3 | _BYTES) + _varint(length)
+
+
+def read_varint(data: bytes, at: int) -> tuple[int, int]:
+    """Return a number, unsigned, of 64 bits, and where it ends. Raises `WireError` where there is none."""
+    number = shift = 0
+    for end, byte in enumerate(data[at : at + _MAX_VARINT_BYTES], at + 1):
+        number |= (byte & 0x7F) << shift
         if byte < 0x80:
-            return number, at + place + 1
-    raise ValueError("no varint")
+            return number & ((1 << 64) - 1), end
+        shift += 7
+    raise WireError("a number is cut off")
+
+
+def read_field(data: bytes, at: int) -> tuple[int, int, int, int]:
+    """Return a field's number and wire type, and where its value begins and ends.
+
+    Raises:
+        WireError: there is none, or not the whole of it.
+    """
+    key, begin = read_varint(data, at)
+    kind = key & 7
+    if kind == VARINT:
+        return key >> 3, kind, begin, read_varint(data, begin)[1]
+    if kind == _BYTES:
+        length, begin = read_varint(data, begin)
+    elif kind in _FIXED_BYTES:
+        length = _FIXED_BYTES[kind]
+    else:
+        raise WireError(f"wire type {kind}")
+    if begin + length > len(data):
+        raise WireError("a field is cut off")
+    return key >> 3, kind, begin, begin + length
 
 
 def join_last_bytes(outer: bytes, outer_field: int, inner: bytes, inner_field: int, data: bytes) -> bytes:
     """Return the message ``outer``, with ``inner`` as one more field, which has ``data`` as one more field."""
-    head = inner + _varint(inner_field << 3 | _BYTES) + _varint(len(data))
-    return b"".join((outer, _varint(outer_field << 3 | _BYTES), _varint(len(head) + len(data)), head, data))
+    head = inner + bytes_head(inner_field, len(data))
+    return b"".join((outer, bytes_head(outer_field, len(head) + len(data)), head, data))
 
 
 def split_last_bytes(message: bytes, outer_field: int, inner_field: int) -> tuple[bytes, bytes, bytes] | None:
@@ -47,27 +79,17 @@ def split_last_bytes(message: bytes, outer_field: int, inner_field: int) -> tupl
     try:
         outer_end, begin = _last_field(message, 0, outer_field)
         inner_end, data_at = _last_field(message, begin, inner_field)
-    except ValueError:
+    except WireError:
         return None
     return message[:outer_end], message[begin:inner_end], message[data_at:]
 
 
 def _last_field(message: bytes, at: int, field: int) -> tuple[int, int]:
-    """Return where the last field begins and where its bytes do. Raises `ValueError` if it is not ``field``."""
+    """Return where the last field begins and where its bytes do. Raises `WireError` if it is not ``field``."""
     while True:
-        key, value_at = _read_varint(message, at)
-        kind = key & 7
-        if kind == _VARINT:
-            _, end = _read_varint(message, value_at)
-        elif kind == _BYTES:
-            length, value_at = _read_varint(message, value_at)
-            end = value_at + length
-            if end == len(message) and key >> 3 == field:
-                return at, value_at
-        elif kind in (_FIXED32, _FIXED64):
-            end = value_at + (4 if kind == _FIXED32 else 8)
-        else:
-            raise ValueError("a kind of field that is not ours")
-        if end >= len(message):
-            raise ValueError("another field is the last")
+        number, kind, begin, end = read_field(message, at)
+        if end == len(message):
+            if (number, kind) != (field, _BYTES):
+                raise WireError("another field is the last")
+            return at, begin
         at = end

@@ -175,14 +175,14 @@ class RealFileSystem:
             for at in range(0, len(buffers), _IOV_MAX):
                 some = buffers[at : at + _IOV_MAX]
                 length = sum(map(len, some))
-                written = os.pwritev(handle, some, offset) if keep else self._write_through(handle, some, offset)
+                written = os.pwritev(handle, some, offset) if keep else self._write_and_drop(handle, some, offset)
                 if written < length:
                     self._finish(handle, memoryview(b"".join(some))[written:], offset + written)
                 offset += length
         except OSError as error:
             raise _failed("write", self._path(handle), error) from error
 
-    def _write_through(self, handle: int, buffers: Sequence[bytes], offset: int) -> int:
+    def _write_and_drop(self, handle: int, buffers: Sequence[bytes], offset: int) -> int:
         """As ``os.pwritev``; the pages are given back when they are on the disk, where the kernel can do that."""
         if self._drop_flag:
             try:

@@ -119,18 +119,18 @@ def known_run(data: bytes, at: int, index: int, pos: int, chain_crc: int) -> Che
     count = _run_length(data, at)
     if count < MIN_RUN:
         return None
-    size, length = int.from_bytes(data[at + 4 : at + 8], "big"), int.from_bytes(data[at + 44 : at + 48], "big")
+    magic, size, first_index, term, first_pos, channel, first_chain, _, length = HEADER.unpack_from(data, at)
     last_at = at + (count - 1) * size
-    first, last = HEADER.unpack_from(data, at), HEADER.unpack_from(data, last_at)
+    last = HEADER.unpack_from(data, last_at)
     zeroed = data[at : at + _CHAIN] + bytes(4) + data[at + _BODY_CRC : at + HEADER_BYTES]
     if (
-        (first[0], first[2], first[4], length) != (EntryType.NORMAL, index, pos, size - HEADER_BYTES)
+        (magic, first_index, first_pos, length) != (EntryType.NORMAL, index, pos, size - HEADER_BYTES)
         or (last[2], last[4]) != (index + count - 1, pos + count * size - size)
-        or google_crc32c.extend(chain_crc, zeroed) != first[6]
+        or google_crc32c.extend(chain_crc, zeroed) != first_chain
     ):
         return None
     headers = bytearray().join(map(_first, _headers(size).iter_unpack(data[at : last_at + size])))
-    return CheckedRun(count, size, first[3], first[5], _records(headers, count), last[6])
+    return CheckedRun(count, size, term, channel, _records(headers, count), last[6])
 
 
 def _run_length(data: bytes, at: int) -> int:

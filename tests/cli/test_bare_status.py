@@ -20,9 +20,10 @@ from hypothesis import strategies as st
 from dledger.client import bare_status as module
 from dledger.client.bare_call import CallError, unary_call
 from dledger.client.bare_status import bare_status
-from dledger.client.bare_wire import STATUS_RESPONSE, Schema, WireError, decode_message, encode_text
+from dledger.client.bare_wire import STATUS_RESPONSE, Schema, decode_message, encode_text
 from dledger.client.status_answer import node_status
 from dledger.local_group import free_ports
+from dledger.rpc.wire import WireError
 from dledger.types import DownNode, NodeStatus
 from dledger.v1 import admin_pb2
 

@@ -173,7 +173,7 @@ async def test_a_follower_behind_by_more_than_the_cache_catches_up_from_disk_whi
 
 @pytest.mark.asyncio
 async def test_a_node_killed_while_it_catches_up_goes_on_from_there(processes) -> None:
-    """History is written in large pieces, past the page cache, while clients append; kill -9 in the middle, three times."""
+    """History is written in large pieces, which are not kept in memory, while clients append; kill -9 in the middle, three times."""
     settings = {"tailCacheBytes": "64KiB", "maxAppendBytes": "256KiB", "maxCatchUpBytes": "8MiB"}
     group = await processes(settings={**settings, "mappedFileSizeForEntryData": "8MiB"})
     leader = await group.wait_leader()

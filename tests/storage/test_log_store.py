@@ -389,7 +389,7 @@ class WatchedFiles(MemoryFileSystem):
         super().pwritev(handle, buffers, offset, keep=keep)
 
 
-def test_only_history_is_written_past_the_page_cache():
+def test_only_history_is_not_kept_in_the_page_cache():
     """What was committed before it came here is old: nobody will soon read it from this node. Nor is it zeroed ahead."""
     fs = WatchedFiles()
     store = open_store(fs, "/n0", replace(OPTIONS, data_segment_bytes=1 << 20))
