@@ -20,6 +20,7 @@ LAYERS = {
     "dledger.grpc_engine": 0,
     "dledger.lazy_names": 0,
     "dledger.process_memory": 0,
+    "dledger.protobuf_wire": 0,
     "dledger.version": 0,
     "dledger.raft": 0,
     "dledger.verdict": 0,

@@ -11,7 +11,7 @@ from dledger.client.bare_call import CallError, unary_call
 from dledger.client.bare_wire import STATUS_RESPONSE, decode_message, encode_text
 from dledger.client.status_answer import STATUS_LIMIT_S, node_status
 from dledger.errors import ResponseCode, error_for_code
-from dledger.rpc.wire import WireError
+from dledger.protobuf_wire import WireError
 from dledger.types import DownNode, NodeStatus
 
 __all__ = ["bare_status"]

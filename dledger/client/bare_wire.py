@@ -10,7 +10,7 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, Final, NamedTuple
 
-from dledger.rpc.wire import VARINT, WireError, bytes_head, read_field, read_varint
+from dledger.protobuf_wire import VARINT, WireError, bytes_head, read_field, read_varint
 
 __all__ = ["STATUS_RESPONSE", "Field", "Schema", "decode_message", "encode_text"]
 

@@ -24,6 +24,7 @@ from dledger.errors import (
     UnknownMemberError,
     error_for_code,
 )
+from dledger.protobuf_wire import join_last_bytes, split_last_bytes
 from dledger.raft.messages import (
     NO_INDEX,
     NO_TERM,
@@ -41,7 +42,6 @@ from dledger.raft.messages import (
     TimeoutNow,
     VoteResult,
 )
-from dledger.rpc.wire import join_last_bytes, split_last_bytes
 from dledger.storage.entry import CorruptSliceError, RawSlice, Slice, parse_slice
 from dledger.v1 import raft_pb2 as pb
 

@@ -11,10 +11,10 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from dledger.errors import IndexOutOfRangeError, UnexpectedArgumentError
+from dledger.protobuf_wire import bytes_head
 from dledger.raft.messages import EntryType
 from dledger.rpc.answers import Answers, entry_message, read_mode
 from dledger.rpc.interfaces import Backend
-from dledger.rpc.wire import bytes_head
 from dledger.storage.entry import RawSlice, iter_entries
 from dledger.v1 import ledger_pb2 as pb
 

@@ -23,7 +23,7 @@ from dledger.client.bare_status import bare_status
 from dledger.client.bare_wire import STATUS_RESPONSE, Schema, decode_message, encode_text
 from dledger.client.status_answer import node_status
 from dledger.local_group import free_ports
-from dledger.rpc.wire import WireError
+from dledger.protobuf_wire import WireError
 from dledger.types import DownNode, NodeStatus
 from dledger.v1 import admin_pb2
 

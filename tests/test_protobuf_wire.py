@@ -7,7 +7,7 @@ from google.protobuf.message import DecodeError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dledger.rpc.wire import join_last_bytes, split_last_bytes
+from dledger.protobuf_wire import join_last_bytes, split_last_bytes
 from dledger.v1 import raft_pb2 as pb
 
 APPEND = pb.RaftMessage.APPEND_ENTRIES_FIELD_NUMBER
