@@ -15,7 +15,7 @@ from typing import Any, Final, Protocol
 import click
 
 from dledger.errors import ConfigError, DLedgerError
-from dledger.process_memory import freeze_objects, keep_freed_memory
+from dledger.process_memory import freeze_objects, keep_freed_memory, use_large_pages
 
 __all__ = ["EXIT_CONFIGURATION", "EXIT_FAILED", "Service", "pid_file", "run_command", "run_loop", "serve"]
 
@@ -59,6 +59,7 @@ async def serve(service: Service, failed: asyncio.Future[BaseException] | None =
         await service.stop()
         raise
     freeze_objects()
+    use_large_pages()
     waiting: set[asyncio.Future[Any]] = {asyncio.ensure_future(asked.wait())}
     failure = failed if failed is not None else getattr(service, "failure", None)
     if failure is not None:

@@ -20,7 +20,7 @@ from dledger.cli.runtime import report, run
 from dledger.config import DLedgerConfig
 from dledger.errors import ConfigError, DLedgerError
 from dledger.log import configure_logging
-from dledger.process_memory import freeze_objects, keep_freed_memory
+from dledger.process_memory import freeze_objects, keep_freed_memory, use_large_pages
 
 __all__ = ["start"]
 
@@ -109,6 +109,7 @@ async def _serve(config: DLedgerConfig) -> int:
         tokens=config.tokens_file is not None,
     )
     freeze_objects()
+    use_large_pages()
     stopped = asyncio.ensure_future(server.wait_stopped())
     asked = asyncio.ensure_future(stop_asked.wait())
     await asyncio.wait({stopped, asked}, return_when=asyncio.FIRST_COMPLETED)

@@ -391,7 +391,7 @@ class DLedgerConfig:
         ),
     )
     max_catch_up_bytes: int = field(
-        default=160 * _MIB,
+        default=150 * _MIB,
         metadata=_row(
             "maxCatchUpBytes",
             Kind.BYTES,

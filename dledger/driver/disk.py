@@ -59,9 +59,12 @@ class DiskLoop:
         self.clock: Callable[[], float] | None = None
         """For measurements only; the loop's where it is None."""
 
-    def wake(self) -> None:
-        """Something was staged to the store."""
+    def stage(self) -> None:
+        """Something was staged to the store; `wake` comes when what is to be sent meanwhile is on its way."""
         self.staged += 1
+
+    def wake(self) -> None:
+        """Write what was staged."""
         self._wanted.set()
 
     def stop(self) -> None:

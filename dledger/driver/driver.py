@@ -306,13 +306,14 @@ class Driver:
         self._pump_scheduled = False
         if not self._running:
             return
+        staged = self.disk.staged
         try:
             self._reads.start(lambda request_id: self.core.read(request_id, self._now_ms()), self.core.forget_read)
             if self.core.changes_log:
                 self._perform(self.core.ready())
             now = self._now_ms()
             if self.appends.is_due(now) and self.appends.propose(now):
-                self.disk.wake()
+                self.disk.stage()
             for _ in range(_MAX_ROUNDS_A_PUMP):
                 ready = self.core.ready()
                 self._perform(ready)
@@ -325,6 +326,8 @@ class Driver:
         except Exception as error:  # a broken invariant, a damaged slice, a mistake of ours: a node is never half dead
             self._fail(error)
             return
+        if self.disk.staged > staged:
+            self.disk.wake()  # now, not before: what goes to the peers leaves first, and they write at the same time
         self._arm_timer()
 
     def _perform(self, ready: Ready) -> None:
@@ -333,11 +336,11 @@ class Driver:
             self._tell(ready.events)
         if ready.hard_state is not None:
             self.store.save_hard_state(ready.hard_state)
-            self.disk.wake()
+            self.disk.stage()
         if ready.log_operations:
             for operation in ready.log_operations:
                 self._stage(operation)
-            self.disk.wake()
+            self.disk.stage()
         for peer, message in ready.messages:
             self.recent.sent(peer, message)
             self._transport.send(peer, message)
@@ -464,15 +467,14 @@ class Driver:
     def _send_slice(self, request: SendEntries, raw: RawSlice | None) -> None:
         last_index = request.first_index - 1 if raw is None else raw.last_index
         byte_count = 0 if raw is None else len(raw.data)
-        message = self.core.entries_fetched(request, last_index, byte_count, self._now_ms())
+        prev_chain_crc = 0 if raw is None else raw.prev_chain_crc  # a probe carries nothing that could be chained
+        message = self.core.entries_fetched(request, last_index, byte_count, self._now_ms(), prev_chain_crc, raw)
         if message is None:
             return
-        if message == self._last_message and raw is not None and self._last_message.payload is raw:
-            message = self._last_message  # the same bytes for the next peer: the transport serialises them once
-        else:
-            if raw is not None:  # a probe carries nothing that could be chained
-                message = replace(message, prev_chain_crc=raw.prev_chain_crc, payload=raw)
-            self._last_message = message
+        last = self._last_message
+        if last is not None and last.payload is raw and message == last:
+            message = last  # the same bytes for the next peer: the transport serialises them once
+        self._last_message = message
         self.recent.sent(request.peer, message)
         self._transport.send(request.peer, message)
 
@@ -495,6 +497,8 @@ class Driver:
                 self.core.persisted(batch.last.index, batch.last.term, now)
 
         self._step(tell_core)
+        if not self.core.is_leader:
+            self._pump()  # at once: the leader waits for this answer, while its own pump takes along what else came
 
     def disk_full(self, full: bool) -> None:
         if self._running:

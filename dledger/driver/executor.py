@@ -57,10 +57,8 @@ class ThreadExecutor:
         self._busy_count -= 1
 
     async def run_quick(self, function: Callable[[Unpack[_Args]], _T], *args: *_Args) -> _T:
-        if self._doubt <= _DOUBT_INLINE_MAX:
-            await asyncio.sleep(0)  # what is to be sent meanwhile leaves first
-            if not self._busy_count:
-                return self._timed(function, *args)
+        if self._doubt <= _DOUBT_INLINE_MAX and not self._busy_count:
+            return self._timed(function, *args)
         return await self.run(self._timed, function, *args)
 
     def _timed(self, function: Callable[[Unpack[_Args]], _T], *args: *_Args) -> _T:

@@ -431,11 +431,18 @@ class RaftCore:
             self._event("leader_connection_lost", leader=peer)
 
     def entries_fetched(
-        self, request: SendEntries, last_index: int, byte_count: int, now_ms: int
+        self,
+        request: SendEntries,
+        last_index: int,
+        byte_count: int,
+        now_ms: int,
+        prev_chain_crc: int = 0,
+        payload: object = None,
     ) -> AppendEntries | None:
         """The driver has fetched entries; returns the message to send with them, or None if they are stale.
 
-        ``last_index`` may be below ``request.last_index``; ``request.first_index - 1`` means an empty probe.
+        ``last_index`` may be below ``request.last_index``; ``request.first_index - 1`` means an empty probe. The
+        entries (``payload``) and the chain_crc before them are passed on as they are.
         """
         self._now_ms = now_ms
         progress = self.progress.get(request.peer)
@@ -457,6 +464,8 @@ class RaftCore:
             last_index=last_index,
             terms=self.log.runs_between(request.first_index, last_index),
             commit_index=self.commit_index,
+            prev_chain_crc=prev_chain_crc,
+            payload=payload,
             epoch=progress.epoch,
         )
 

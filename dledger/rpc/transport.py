@@ -233,7 +233,7 @@ class GrpcTransport:
             return codec.encode_stream(message, group=self._group, target=peer)
         data = codec.payload_data(message)
         last = self._last_append
-        if last is not None and last[1] is data and last[0] == message:
+        if last is not None and last[1] is data and (last[0] is message or last[0] == message):
             return last[2]
         encoded = codec.encode_stream(message, group=self._group, target="")
         self._last_append = (message, data, encoded)
