@@ -177,9 +177,20 @@ class Cluster:
         self.scenario = scenario
         self.trace = trace
         self.elections = self.crashes = self.power_failures = self.wipes = 0
-        self.network = Network(loop, self.rng("network"), trace, GROUP, scenario.members, scenario.calm)
+        self.network = Network(
+            loop,
+            self.rng("network"),
+            trace,
+            GROUP,
+            scenario.members,
+            scenario.calm,
+            damage_rng=self.rng("damage"),
+        )
         self.network.on_send = self._sent
         self.invariants = Invariants(self)
+        self.network.on_damage_taken = lambda node, message: self.invariants.report(
+            "damage on the way is refused", f"{node} took {message}"
+        )
         self.on_end: list[Callable[[Process], None]] = []
         self._rng = self.rng("cluster")
         self.nodes = {node_id: SimNode(self, node_id) for node_id in scenario.node_ids}

@@ -7,7 +7,8 @@ moment after the other end is killed, seconds after a link is cut or its other e
 reason; and they are made again when they can be.
 
 In a share of the seeds every message passes through the real codec as bytes; otherwise the objects are handed over,
-with the entries parsed as the codec would.
+with the entries parsed as the codec would. Where a bit of an entry is turned on the way, the receiver has to refuse
+the message, and the connection is made anew, as a real node does.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from dledger.rpc import codec
 from dledger.rpc.interfaces import TransportHandler
 from dledger.sim.loop import Process, SimLoop
 from dledger.sim.trace import Fact, Trace
-from dledger.storage.entry import RawSlice, Slice, parse_slice
+from dledger.storage.entry import CorruptSliceError, RawSlice, Slice, parse_slice
 
 __all__ = ["LinkOptions", "Network", "SimTransport"]
 
@@ -53,10 +54,22 @@ class LinkOptions:
     slow_max_s: float = 0.1
     loss: float = 0.0
     duplicate: float = 0.0
+    damage: float = 0.0
+    """Share of the messages with entries in which a bit of these is turned on the way."""
     ordered: bool = True
     codec: bool = False
     survive_restart: bool = False
     """Late messages reach even a process that was started after they were sent."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Damaged:
+    """What is on its way, and no longer what was sent."""
+
+    wire: Message | bytes
+
+
+_Wire = Message | bytes | _Damaged
 
 
 class SimTransport:
@@ -91,13 +104,14 @@ class SimTransport:
             self.handler = None
             self._network.detach(self)
 
-    def receive(self, message: Message | bytes, sender: NodeId) -> None:
+    def receive(self, wire: _Wire, sender: NodeId) -> None:
         """A message has arrived (called in this process)."""
         if self.handler is None:
             return
-        message = self._network.unwrap(self.node_id, sender, message)
-        self._network.note_arrival(self.node_id, message)
-        self.handler.on_message(message)
+        message = self._network.unwrap(self.node_id, sender, wire)
+        if message is not None:
+            self._network.note_arrival(self.node_id, message)
+            self.handler.on_message(message)
 
     def tell_connected(self, peer: NodeId) -> None:
         if self.handler is not None and peer not in self.connected:
@@ -115,10 +129,20 @@ class Network:
     """All links of a group. Faults are set from outside: `cut`, `heal`, `clog`, `break_connection`, `options`."""
 
     def __init__(
-        self, loop: SimLoop, rng: Random, trace: Trace, group: str, members: Mapping[NodeId, str], options: LinkOptions
+        self,
+        loop: SimLoop,
+        rng: Random,
+        trace: Trace,
+        group: str,
+        members: Mapping[NodeId, str],
+        options: LinkOptions,
+        *,
+        damage_rng: Random,
     ) -> None:
+        """``damage_rng`` draws what is damaged: a source of its own, so that a run without is what it was."""
         self._loop = loop
         self._rng = rng
+        self._damage_rng = damage_rng
         self._trace = trace
         self._group = group
         self._members = dict(members)
@@ -130,7 +154,9 @@ class Network:
         self._last_arrival: dict[tuple[NodeId, NodeId], float] = {}
         self.on_send: Callable[[SimTransport, NodeId, Message], None] = lambda _end, _peer, _message: None
         """Sees every message before the network does anything to it."""
-        self.sent = self.lost = self.duplicated = 0
+        self.on_damage_taken: Callable[[NodeId, Message], None] = lambda _node, _message: None
+        """Sees a message that was taken for good though its entries are not those that were sent."""
+        self.sent = self.lost = self.duplicated = self.damaged = 0
 
     # --- ends ---
 
@@ -250,13 +276,29 @@ class Network:
         if lost:
             self.lost += 1
             return
-        wire = self._wrap(source, peer, message) if options.codec else message
+        turned = self._turn_a_bit(message) if options.damage > 0 else None
+        carried = message if turned is None else turned
+        whole = self._wrap(source, peer, carried) if options.codec else carried
+        wire: _Wire = whole if turned is None else _Damaged(whole)
+        self.damaged += turned is not None
         self._schedule(source, peer, wire)
         if options.duplicate > 0 and rng.random() < options.duplicate:
             self.duplicated += 1
             self._schedule(source, peer, wire)
 
-    def _schedule(self, source: NodeId, peer: NodeId, wire: Message | bytes) -> None:
+    def _turn_a_bit(self, message: Message) -> Message | None:
+        """Return the message with one bit of its entries turned; mostly None: it is spared, or has no entries."""
+        rng = self._damage_rng
+        if not isinstance(message, AppendEntries) or not isinstance(message.payload, RawSlice):
+            return None
+        if rng.random() >= self.options.damage:
+            return None
+        payload = message.payload
+        data = bytearray(payload.data)
+        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        return replace(message, payload=replace(payload, data=bytes(data)))
+
+    def _schedule(self, source: NodeId, peer: NodeId, wire: _Wire) -> None:
         options, rng = self.options, self._rng
         if options.slow_share > 0 and rng.random() < options.slow_share:
             delay = rng.uniform(options.delay_max_s, options.slow_max_s)
@@ -274,7 +316,7 @@ class Network:
         elif target is not None:
             self._loop.call_at(when, target.receive, wire, source, context=target.process.context)
 
-    def _arrive_late(self, peer: NodeId, wire: Message | bytes, source: NodeId) -> None:
+    def _arrive_late(self, peer: NodeId, wire: _Wire, source: NodeId) -> None:
         target = self._ends.get(peer)
         if target is not None:
             self._loop.call_soon(target.receive, wire, source, context=target.process.context)
@@ -286,8 +328,23 @@ class Network:
             return b"W" + codec.encode_vote_response(message, group=self._group)
         return b"S" + codec.encode_stream(message, group=self._group, target=peer)
 
-    def unwrap(self, node: NodeId, sender: NodeId, wire: Message | bytes) -> Message:
-        """Turn what has arrived at ``node`` into what its handler gets: entries parsed and verified."""
+    def unwrap(self, node: NodeId, sender: NodeId, wire: _Wire) -> Message | None:
+        """Turn what has arrived at ``node`` into what its handler gets: entries parsed and verified.
+
+        None where they are damaged: the connection is broken, and it is for the nodes to begin again.
+        """
+        if not isinstance(wire, _Damaged):
+            return self._decode(node, sender, wire)
+        try:
+            message = self._decode(node, sender, wire.wire)
+        except CorruptSliceError:
+            self._trace.add(node, "damaged", sender)
+            self.break_connection(sender, node)
+            return None
+        self.on_damage_taken(node, message)
+        return message
+
+    def _decode(self, node: NodeId, sender: NodeId, wire: Message | bytes) -> Message:
         if isinstance(wire, bytes):
             kind, data = wire[:1], wire[1:]
             if kind == b"V":

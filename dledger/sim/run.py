@@ -227,5 +227,6 @@ class _Run:
             "power_failures": cluster.power_failures,
             "wipes": cluster.wipes,
             "messages": cluster.network.sent,
+            "damaged": cluster.network.damaged,
             "events": self.trace.count,
         }

@@ -113,6 +113,9 @@ def draw_scenario(seed: int, *, duration_s: float = 58.0) -> Scenario:
     election_ms = rng.choice([300, 600, 1000])
     calm, rough = _links(rng, rough=False), _links(rng, rough=True)
     calm.codec = rough.codec = rng.random() < 0.25
+    damage = Random(f"damage {seed}")  # (as for `_OWN_DRAW`)
+    if damage.random() < 0.3:
+        rough.damage = damage.choice([0.01, 0.1])
     calm.survive_restart = rough.survive_restart = rng.random() < 0.3
     faults = {
         name: weight

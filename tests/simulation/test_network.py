@@ -11,7 +11,7 @@ from dledger.raft.messages import AppendEntries, EntryType, Heartbeat, RequestVo
 from dledger.sim.loop import new_loop
 from dledger.sim.network import LinkOptions, Network, SimTransport
 from dledger.sim.trace import Trace
-from dledger.storage.entry import EntryGroup, Slice, encode_groups
+from dledger.storage.entry import EntryGroup, RawSlice, Slice, encode_groups
 
 MEMBERS = {"a": "a:1", "b": "b:1", "c": "c:1"}
 
@@ -40,7 +40,9 @@ class Node:
 class Net:
     def __init__(self, options):
         self.loop = new_loop(random.Random(1))
-        self.network = Network(self.loop, random.Random(2), Trace(self.loop), "g", MEMBERS, options)
+        self.network = Network(
+            self.loop, random.Random(2), Trace(self.loop), "g", MEMBERS, options, damage_rng=random.Random(3)
+        )
         self.nodes = {name: Node(self.network, self.loop, name) for name in MEMBERS}
 
     def run(self, scenario):
@@ -150,10 +152,9 @@ def test_false_disconnects_heal_by_themselves():
     Net(LinkOptions()).run(scenario)
 
 
-@pytest.mark.parametrize("codec", [False, True])
-def test_entries_arrive_parsed(codec):
-    """With and without the codec the receiver gets a verified slice."""
-    part = encode_groups(
+def two_entries():
+    """A slice of a log's first two entries."""
+    return encode_groups(
         [EntryGroup(EntryType.NORMAL, 0, (b"one", b"two"))],
         term=1,
         first_index=0,
@@ -161,6 +162,18 @@ def test_entries_arrive_parsed(codec):
         prev_chain_crc=0,
         segment_bytes=4096,
     )[0]
+
+
+def append_of(part):
+    """What a leader sends of a slice."""
+    raw = RawSlice(part.first_index, part.last_index, part.data, part.prev_chain_crc)
+    return AppendEntries("a", 1, -1, -1, 1, (TermRun(0, 1),), -1, 0, raw)
+
+
+@pytest.mark.parametrize("codec", [False, True])
+def test_entries_arrive_parsed(codec):
+    """With and without the codec the receiver gets a verified slice."""
+    part = two_entries()
     message = AppendEntries("a", 1, -1, -1, 1, (TermRun(0, 1),), -1, 0, part)
 
     async def scenario(net):
@@ -169,3 +182,36 @@ def test_entries_arrive_parsed(codec):
         assert isinstance(got.payload, Slice) and got.payload is not part and got.payload == part
 
     Net(LinkOptions(codec=codec)).run(scenario)
+
+
+@pytest.mark.parametrize("codec", [False, True])
+def test_damaged_entries_are_refused_and_the_connection_begins_anew(codec):
+    """Whichever bit it is; what carries no entries is spared."""
+
+    async def scenario(net):
+        taken = []
+        net.network.on_damage_taken = lambda node, message: taken.append(node)
+        for _ in range(50):
+            assert await send_all(net, [append_of(two_entries())]) == []
+        assert net.network.damaged == 50 and not taken
+        for name, peer in (("a", "b"), ("b", "a")):
+            assert net.nodes[name].hints[-2:] == [("down", peer), ("up", peer)]
+        assert await send_all(net, beats(5)) == beats(5)
+        net.network.options.damage = 0.0
+        got = (await send_all(net, [append_of(two_entries())]))[-1]
+        assert got.payload == two_entries()
+
+    Net(LinkOptions(codec=codec, damage=1.0)).run(scenario)
+
+
+def test_damage_that_is_taken_is_told(monkeypatch):
+    """A receiver that does not look at the bytes is a violation, in every run."""
+
+    async def scenario(net):
+        taken = []
+        net.network.on_damage_taken = lambda node, message: taken.append((node, message.last_index))
+        await send_all(net, [append_of(two_entries())])
+        assert taken == [("b", 1)]
+
+    monkeypatch.setattr("dledger.sim.network.parse_slice", lambda *_: two_entries())
+    Net(LinkOptions(damage=1.0)).run(scenario)

@@ -91,6 +91,7 @@ def apply(mutant: Mutant) -> None:
 CORE = "dledger.raft.core"
 QUORUM = "dledger.raft.quorum"
 STORE = "dledger.storage.log_store"
+ENTRY = "dledger.storage.entry"
 FILES = "dledger.storage.small_files"
 RECOVERY = "dledger.storage.recovery"
 SESSIONS = "dledger.storage.sessions"
@@ -256,6 +257,20 @@ MUTANTS: tuple[Mutant, ...] = (
         "and 0 not in found and found == sums[first : first + count]",
         "and len(found) == len(sums[first : first + count])",
         "what is read is verified",
+    ),
+    _one(
+        "an entry alone is good as it stands",
+        STORE,
+        "!= (index - 1, before_pos) or not is_entry(data, index, pos, before[6]):",
+        "!= (index - 1, before_pos):",
+        "what is read is verified",
+    ),
+    _one(
+        "bodies that come from a peer are not verified",
+        ENTRY,
+        "        if _crc(data[at + HEADER_BYTES : at + size]) != body_crc:\n",
+        "        if False:\n",
+        "what comes is verified",
     ),
     _one(
         "messages of older terms accepted",
@@ -442,18 +457,20 @@ CONTROL = _one("control: nothing is wrong", QUORUM, "> len(voters) // 2\n", "> (
 
 CAUGHT_BY: dict[str, int] = {
     "blocks are good whatever their sums": 18,
+    "bodies that come from a peer are not verified": 0,
+    "an entry alone is good as it stands": 11,
     "vote not synced": 0,
     "rename of the vote not synced": 0,
     "messages do not wait for term and vote": 0,
-    "second vote in a term": 1,
+    "second vote in a term": 2,
     "majority off by one": 2,
     "commit needs one fewer": 0,
-    "logs compared by length only": 3,
-    "logs compared by term only": 3,
+    "logs compared by length only": 4,
+    "logs compared by term only": 2,
     "vote floor ignored": 3,
     "what forgetful nodes acknowledge counts": 19,
     "forgetful nodes confirm reads": 19,
-    "a wiped node takes any leader's word": 1,
+    "a wiped node takes any leader's word": 3,
     "own vote counted before it is durable": 0,
     "commit by count alone": 1,
     "truncates without a conflict": 0,
@@ -461,27 +478,27 @@ CAUGHT_BY: dict[str, int] = {
     "commit beyond what was compared": 1,
     "heartbeat carries commit beyond the match": 1,
     "messages of older terms accepted": 0,
-    "late completion vouches for another entry": 123,
+    "late completion vouches for another entry": 352,
     "leader counts itself before its fsync": 17,
     "follower acknowledges before its fsync": 0,
     "group commit without fsync": 0,
     "failed fsync ignored": 4,
     "clean pages trusted after a failed fsync": 4,
     "torn tail taken for whole": 0,
-    "damage taken for a torn tail": 18,
+    "damage taken for a torn tail": 2,
     "floor forgotten after a power failure": 1,
-    "watermark not lowered before truncation": 23,
-    "session table not in the checkpoint": 11,
-    "session table not rolled back": 0,
+    "watermark not lowered before truncation": 27,
+    "session table not in the checkpoint": 0,
+    "session table not rolled back": 1,
     "repeated sequences appended again": 0,
     "retries in one proposal appended again": 2,
     "retry acknowledged before it is committed": 1,
     "append acknowledged when it is appended": 0,
     "read without asking a majority": 1,
     "read before the first own entry": 2,
-    "read joins a round that began before it": 1,
+    "read joins a round that began before it": 3,
     "read answered before this node has caught up": 1,
-    "unknown outcome told as definite": 3,
+    "unknown outcome told as definite": 2,
     "lost probe is never repeated": 7,
 }
 """Mutant → the first seed that catches it, as ``scripts/mutants.py --full`` found it; only a hint where to look first."""
