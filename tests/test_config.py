@@ -65,7 +65,7 @@ def test_dledger_names_are_aliases(tmp_path: Path) -> None:
 def test_defaults_are_the_documented_ones() -> None:
     config = make()
     assert config.flush_disk_type == "SYNC_FLUSH"
-    assert (config.heartbeat_interval_ms, config.election_timeout_ms) == (100, 600)
+    assert (config.heartbeat_interval_ms, config.election_timeout_ms) == (120, 600)
     assert config.max_entry_bytes == 4 * 1024 * 1024 - 48
     assert config.mapped_file_size_for_entry_data == 1024**3
     assert config.mapped_file_size_for_entry_index == 160 * 1024**2
@@ -177,7 +177,7 @@ def test_group_self_and_peers_are_required(tmp_path: Path, missing: str) -> None
 @pytest.mark.parametrize(
     ("lines", "blamed"),
     [
-        ("electionTimeoutMs=250\n", "electionTimeoutMs: 250 ms is less than three heartbeats of 100 ms"),
+        ("electionTimeoutMs=250\n", "electionTimeoutMs: 250 ms is less than three heartbeats of 120 ms"),
         ("lostLeaderMinMs=70\n", "lostLeaderMaxMs: 60 ms is less than lostLeaderMinMs, 70 ms"),
         ("mappedFileSizeForEntryIndex=1000\n", "mappedFileSizeForEntryIndex: 1000 is not a multiple of 32"),
         ("mappedFileSizeForEntryData=1MiB\n", "maxEntryBytes: 4194256 bytes do not fit a data segment of 1048576"),

@@ -230,7 +230,7 @@ class DLedgerConfig:
     )
 
     heartbeat_interval_ms: int = field(
-        default=100,
+        default=120,
         metadata=_row(
             "heartBeatTimeIntervalMs",
             Kind.MILLISECONDS,
@@ -391,7 +391,7 @@ class DLedgerConfig:
         ),
     )
     max_catch_up_bytes: int = field(
-        default=150 * _MIB,
+        default=155 * _MIB,
         metadata=_row(
             "maxCatchUpBytes",
             Kind.BYTES,

@@ -86,7 +86,7 @@ class CoreOptions:
     Must exceed ``heartbeat_interval_ms`` several times. Too low: elections on every slow fsync. Too high: a hung
     leader is replaced after up to ``2 n`` milliseconds.
     """
-    heartbeat_interval_ms: int = 100
+    heartbeat_interval_ms: int = 120
     lost_leader_min_ms: int = 10
     """After the leader's connection broke, a pre-vote starts within [min, max] instead of the election timeout."""
     lost_leader_max_ms: int = 60

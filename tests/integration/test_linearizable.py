@@ -81,7 +81,9 @@ async def test_reads_at_all_nodes_see_all_that_was_acknowledged(servers) -> None
 @pytest.mark.asyncio
 async def test_a_follower_that_was_cut_off_from_its_leader_answers_locally_only(servers) -> None:
     """Without a majority a linearizable read fails, it does not lie; a local one still answers what is committed."""
-    group: Servers = servers(settings={"electionTimeoutMs": "300", "maxWaitAckTimeMs": "600"})
+    group: Servers = servers(
+        settings={"electionTimeoutMs": "300", "heartBeatTimeIntervalMs": "100", "maxWaitAckTimeMs": "600"}
+    )
     await group.start()
     leader = await group.wait_leader()
     async with group.connect() as client:

@@ -59,7 +59,7 @@ async def test_a_node_whose_folder_was_deleted_comes_back_by_catch_up(processes)
 
     It may have acknowledged entries that it lost; were its vote full, a leader without them could be elected.
     """
-    group = await processes(settings={"electionTimeoutMs": "300"})
+    group = await processes(settings={"electionTimeoutMs": "300", "heartBeatTimeIntervalMs": "100"})
     leader = await group.wait_leader()
     wiped, other = [node_id for node_id in group.nodes if node_id != leader]
     async with group.connect() as client:
