@@ -18,7 +18,8 @@ from dledger.driver.executor import ThreadExecutor
 from dledger.driver.pending import Done
 from dledger.driver.roles import RoleChangeHandler
 from dledger.driver.state_machine import StateMachine
-from dledger.errors import IndexOutOfRangeError
+from dledger.errors import ConfigError, IndexOutOfRangeError
+from dledger.keep_awake import LATENCY_DEVICE, KeepAwake, keep_awake_while_changing
 from dledger.metrics.health import Readiness, readiness
 from dledger.metrics.peers import MeteredTransport
 from dledger.observer import NodeObserver
@@ -55,6 +56,7 @@ class DLedgerServer:
         self._driver: Driver | None = None
         self._grpc: GrpcServer | None = None
         self._observer: NodeObserver | None = None
+        self._awake: asyncio.Task[None] | None = None
         self._stopping = False
 
     @property
@@ -85,7 +87,8 @@ class DLedgerServer:
         """Open the folder, take the port, join the group. Returns at once; a leader may take a moment.
 
         Raises:
-            ConfigError: a certificate, the tokens, or a plaintext address that others can reach.
+            ConfigError: a certificate, the tokens, a plaintext address that others can reach, or a wish
+                (``keepCpusAwake``) that this process may not have.
             StoreLockedError: another process has the folder.
             StorageError: the folder belongs to another group or node, or its log is damaged.
             UnavailableError: the port is taken.
@@ -149,11 +152,26 @@ class DLedgerServer:
         try:
             await driver.start()
             observer.start()
+            if config.keep_cpus_awake == "busy":
+                self._awake = asyncio.create_task(keep_awake_while_changing(self._wish(), driver.progress))
         except BaseException:
             # Never leave a listening server behind: gRPC's threads must not outlive the loop.
             with contextlib.suppress(Exception):
                 await self.stop()
             raise
+
+    def _wish(self) -> KeepAwake:
+        try:
+            return KeepAwake()
+        except OSError as error:
+            origin = self.config.origins.get("keep_cpus_awake")
+            where = "DLedgerConfig" if origin is None else origin.where()
+            raise ConfigError(
+                [
+                    f"{where}: keepCpusAwake=busy needs to write {LATENCY_DEVICE}: "
+                    f"{error.strerror or error}; give this user the right to, or take the setting out"
+                ]
+            ) from error
 
     async def _listen_for_peers(self, transport: GrpcTransport) -> None:
         """Take the port for peers. With TLS there is none: they meet where certificates are looked at.
@@ -201,6 +219,9 @@ class DLedgerServer:
             await self._observer.stop()
         if self._grpc is not None:
             await self._grpc.stop(0.2)
+        if self._awake is not None:
+            self._awake.cancel()
+            await asyncio.wait({self._awake})
         if not self._driver.failure.done():
             self._driver.failure.cancel()
 

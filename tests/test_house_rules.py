@@ -19,6 +19,7 @@ LAYERS = {
     "dledger.errors": 0,
     "dledger.grpc_engine": 0,
     "dledger.lazy_names": 0,
+    "dledger.keep_awake": 0,
     "dledger.process_memory": 0,
     "dledger.protobuf_wire": 0,
     "dledger.version": 0,

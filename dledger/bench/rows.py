@@ -36,6 +36,8 @@ class Row:
     kind: str = "appends"
     lower_is_better: bool = False
     echo_load: Load | None = None
+    awake: bool = False
+    """With processors that are kept from sleeping: by the setting in our group, by the suite for the peers."""
 
 
 def _below_all(*peers: str) -> Callable[[Figures], bool | None]:
@@ -61,6 +63,8 @@ def _of_echo(share: float) -> Callable[[Figures], bool | None]:
 ROWS: Final = (
     Row("one", "one append at a time, p50", "ms", "below etcd and RabbitMQ", _below_all("etcd", "rabbitmq"),
         Load("append", 1), lower_is_better=True),
+    Row("one-awake", "the same, processors kept awake (`keepCpusAwake=busy`; for the peers, too)", "ms",
+        "below etcd and RabbitMQ", _below_all("etcd", "rabbitmq"), Load("append", 1), lower_is_better=True, awake=True),
     Row("c64", "64 concurrent single appends", "/s", "≥ 30 000/s", _at_least(30_000), Load("append", 64)),
     Row("c1000", "1000 concurrent single appends", "/s", "≥ 100 000/s", _at_least(100_000), Load("append", 1000)),
     Row("batch", "64 batches of 64 in flight", "/s", "≥ 150 000/s", _at_least(150_000),

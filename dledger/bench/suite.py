@@ -16,7 +16,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib import metadata
@@ -32,6 +32,7 @@ from dledger.bench.store_bench import drop_from_cache, opening_times
 from dledger.bench.work import fill
 from dledger.bench.worker import Task
 from dledger.errors import DLedgerError
+from dledger.keep_awake import LATENCY_DEVICE, KeepAwake
 from dledger.local_group import LocalGroup
 
 __all__ = ["Suite", "SuiteOptions", "machine_facts", "save"]
@@ -212,13 +213,13 @@ class Suite:
             shutil.rmtree(directory, ignore_errors=True)
 
     @asynccontextmanager
-    async def _group(self, flush: str = "SYNC_FLUSH") -> AsyncIterator[tuple[LocalGroup, str]]:
-        settings = {"flushDiskType": flush}
+    async def _group(self, flush: str = "SYNC_FLUSH", *, awake: bool = False) -> AsyncIterator[tuple[LocalGroup, str]]:
+        settings = {"flushDiskType": flush, "keepCpusAwake": "busy" if awake else "never"}
         async with self._folder() as directory, LocalGroup(directory, group="bench", settings=settings) as group:
             yield group, await group.wait_leader()
 
     async def _append_rows(self) -> None:
-        rows = [row for row in self._rows if row.kind == "appends"]
+        rows = [row for row in self._rows if row.kind == "appends" and not (row.awake and self._cannot_keep_awake())]
         if any(row.key == "follower-cpu" for row in self._rows) and not any(row.key == "batch" for row in rows):
             rows.append(next(row for row in ROWS if row.key == "batch"))
         for row in rows:
@@ -237,21 +238,32 @@ class Suite:
             if peer.is_slow_to_start and known:
                 await self._attempt([row.key for row in known], peer.name, partial(self._slow, peer, known))
 
+    def _cannot_keep_awake(self) -> bool:
+        try:
+            KeepAwake().close()
+        except OSError as error:
+            self.skipped["rows with processors kept awake"] = f"{LATENCY_DEVICE}: {error.strerror or error}"
+            return True
+        return False
+
     async def _ours(self, row: Row, load: Load, contender: str, flush: str) -> None:
-        async with self._group(flush) as (group, leader):
+        async with self._group(flush, awake=row.awake) as (group, leader):
             found = await drive_group(Task(group.peers, group.group, load), 1, named_pids(group, leader))
         self._note_load(row, contender, found)
 
     async def _peer(self, peer: Peer, row: Row, load: Load) -> None:
         async with peer.open(self._directory) as cluster:
-            found = await peer.measure(cluster, load)
+            with KeepAwake() if row.awake else nullcontext():
+                found = await peer.measure(cluster, load)
         self._note_load(row, peer.name, found)
 
     async def _slow(self, peer: Peer, rows: Sequence[Row]) -> None:
         async with peer.open(self._directory) as cluster:
             for row in rows:
                 await asyncio.sleep(self.options.rest_s)
-                self._note_load(row, peer.name, await peer.measure(cluster, self._load(row)))
+                with KeepAwake() if row.awake else nullcontext():
+                    found = await peer.measure(cluster, self._load(row))
+                self._note_load(row, peer.name, found)
 
     def _derive_follower_cpu(self) -> None:
         if not any(row.key == "follower-cpu" for row in self._rows):

@@ -80,6 +80,11 @@ class Appends:
 
     # ------------------------------------------------------------------ taking
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether anything waits to be proposed."""
+        return bool(self._waiting)
+
     def is_due(self, now_ms: int) -> bool:
         """Whether what waits is to be proposed now.
 
@@ -188,7 +193,7 @@ class Appends:
             except DLedgerError as error:
                 batch.done(None, error)
                 continue
-            known = sum(count for _, count in repeated)
+            known = sum([count for _, count in repeated]) if repeated else 0
             if known == len(batch.bodies):
                 self._await_repeated(batch, repeated)
             else:
@@ -196,7 +201,7 @@ class Appends:
         if not fresh:
             return False
         try:
-            index = self._core.propose(sum(len(bodies) for _, _, bodies in fresh), now_ms)
+            index = self._core.propose(sum([len(bodies) for _, _, bodies in fresh]), now_ms)
         except ProposalRefusedError as refusal:
             for batch, _, _ in fresh:
                 batch.done(None, self.refusal_error(refusal))
@@ -213,7 +218,8 @@ class Appends:
     def _stage(self, fresh: list[tuple[WaitingBatch, list[tuple[int, int]], Sequence[bytes]]], index: int) -> None:
         term, first_index = self._core.term, index
         for batch, repeated, bodies in fresh:  # first: whatever goes wrong from here on, they are known and answered
-            runs = [*self._index_runs(repeated), IndexRun(index, len(bodies), term)]
+            runs = self._index_runs(repeated) if repeated else []
+            runs.append(IndexRun(index, len(bodies), term))
             self._add_pending(runs, batch, batch.byte_count, repeated=False)
             index += len(bodies)
         slices = self._store.encode(
@@ -261,7 +267,7 @@ class Appends:
             repeated = []
         else:
             raise PendingFullError("this sequence is being appended right now; ask again")
-        if sum(known for _, known in repeated) < count:
+        if not repeated or sum([known for _, known in repeated]) < count:
             # Only fresh entries run ahead of the table; retries that stand in it prove nothing about the next batch.
             nexts[batch.session_id] = batch.first_sequence + count
         return repeated
@@ -293,10 +299,11 @@ class Appends:
 
     def resolve(self, commit_index: int) -> None:
         """Acknowledge everything at or below ``commit_index``."""
-        if len(self._pending):
+        pending = self._pending
+        if pending.has_any(commit_index):
             self.times.committed(commit_index, self.clock())
-            self._pending.resolve(commit_index)
-            if not len(self._pending):
+            pending.resolve(commit_index)
+            if not len(pending):
                 self._expiry_due_ms = _NEVER
 
     def expire(self, now_ms: int) -> None:

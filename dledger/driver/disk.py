@@ -12,7 +12,6 @@ import structlog
 from dledger.driver.executor import DiskExecutor
 from dledger.errors import DiskFullError, StorageError
 from dledger.metrics.instruments import DriverMetrics
-from dledger.storage.entry import Slice
 from dledger.storage.log_store import LogStore, WriteBatch
 
 __all__ = ["DiskLoop", "DiskOwner"]
@@ -48,6 +47,8 @@ class DiskLoop:
         self._owner = owner
         self._log = logger
         self._wanted = asyncio.Event()
+        self._idle = False  # `run` waits to be woken
+        self._taken: tuple[WriteBatch, int] | None = None  # by `wake`, left for `run` to write; and what it covers
         self._stopping = False
         self.staged = 0
         """Numbers what was staged; messages that rest on it wait for their number to be covered."""
@@ -63,28 +64,52 @@ class DiskLoop:
         """Something was staged to the store; `wake` comes when what is to be sent meanwhile is on its way."""
         self.staged += 1
 
-    def wake(self) -> None:
-        """Write what was staged."""
-        self._wanted.set()
+    def wake(self, *, at_once: bool = False) -> None:
+        """Write what was staged: in a later turn of the loop or, ``at_once``, here and now if the disk is quick."""
+        is_idle, self._idle = self._idle, False
+        if at_once and is_idle and not self._stopping and self._write_now():
+            self._idle = True
+        else:
+            self._wanted.set()
+
+    def _write_now(self) -> bool:
+        """Do what one turn of `run` does; False where something is left for it to do."""
+        batch = self._store.take_batch()
+        if batch is None:
+            return False
+        covered = self.staged
+        started = self._clock()
+        try:
+            if not (batch.is_small and self._executor.try_now(self._store.write_entries, batch)):
+                self._taken = batch, covered
+                return False
+            took_s = self._clock() - started
+            self._owner.persisted(batch, covered)  # first: others wait for it
+            self._store.write_index(batch)
+        except DiskFullError:
+            self._taken = batch, covered  # `run` meets it again, and waits
+            return False
+        except Exception as error:  # fail closed, whatever it is
+            self._fail(error)
+            return False
+        self._store.complete(batch)
+        self._note(batch, took_s)
+        return not (self._stopping or self._wanted.is_set() or self._store.wants_preparation)
 
     def stop(self) -> None:
         """Write what is staged, then end."""
         self._stopping = True
+        self._idle = False
         self._wanted.set()
 
     async def run(self) -> None:
-        clock = self.clock or asyncio.get_running_loop().time
         while True:
-            batch = self._store.take_batch()
+            (batch, covered), self._taken = self._taken or (self._store.take_batch(), self.staged), None
             if batch is not None:
-                covered = self.staged
-                started = clock()
+                started = self._clock()
                 if not await self._write(batch):
                     return
-                took_s = clock() - started
-                self._timings_us.append(int(took_s * 1e6))
-                if self.metrics is not None:
-                    self.metrics.synced(took_s, sum([len(op.data) for op in batch.operations if isinstance(op, Slice)]))
+                self._note(batch, self._clock() - started)
                 self._store.complete(batch)
                 self._owner.persisted(batch, covered)
                 continue
@@ -94,7 +119,16 @@ class DiskLoop:
             if self._store.wants_preparation:
                 await self._prepare()
             else:
+                self._idle = True
                 await self._wanted.wait()
+
+    def _clock(self) -> float:
+        return asyncio.get_running_loop().time() if self.clock is None else self.clock()
+
+    def _note(self, batch: WriteBatch, took_s: float) -> None:
+        self._timings_us.append(int(took_s * 1e6))
+        if self.metrics is not None:
+            self.metrics.synced(took_s, batch.byte_count)
 
     async def _write(self, batch: WriteBatch) -> bool:
         """Write one group. A full disk is waited out (nothing lost, nothing acknowledged); any other error is final."""

@@ -47,6 +47,7 @@ from dledger.raft.messages import (
     AppendEntries,
     EntryType,
     HeartbeatResponse,
+    InvariantError,
     Message,
     NodeId,
     Role,
@@ -136,6 +137,8 @@ class Driver:
         self._role_waiters: set[asyncio.Future[None]] = set()
         self._apply_wanted = asyncio.Event()
         self._last_message: AppendEntries | None = None
+        self._is_pumping = False
+        self._turn_ends: list[Callable[[], None]] = []
         self._pace = CatchUpPace(config.max_catch_up_bytes)
         self.recent = Recent()
         self.started_ms = 0
@@ -277,7 +280,12 @@ class Driver:
         if self.core.disk_full and isinstance(message, AppendEntries) and message.last_index > message.prev_log_index:
             # No room: hear the leader, take nothing. It tries again with the next heartbeats.
             message = replace(message, last_index=message.prev_log_index, terms=(), payload=None)
-        self._step(lambda: self.core.step(message, self._now_ms()))
+        try:
+            self.core.step(message, self._now_ms())
+        except Exception as error:  # as in `_step`
+            self._fail(error)
+            return
+        self._schedule_pump()
 
     def on_peer_connected(self, peer: NodeId) -> None:
         if self._running:
@@ -297,38 +305,70 @@ class Driver:
 
     # ------------------------------------------------------------------ the pump
 
+    def progress(self) -> int:
+        """A number that changes whenever entries are appended or committed here."""
+        return self.core.last_index + self.core.commit_index
+
     def _schedule_pump(self) -> None:
         if not self._pump_scheduled:
             self._pump_scheduled = True
-            self._loop.call_soon(self._pump)
+            self._loop.call_soon(self._pump_if_due)
+
+    def _pump_if_due(self) -> None:
+        if self._pump_scheduled:  # else `persisted` was quicker
+            self._pump()
 
     def _pump(self) -> None:
         self._pump_scheduled = False
         if not self._running:
             return
         staged = self.disk.staged
+        self._is_pumping = True
         try:
-            self._reads.start(lambda request_id: self.core.read(request_id, self._now_ms()), self.core.forget_read)
+            if self._reads.has_readers:
+                self._reads.start(lambda request_id: self.core.read(request_id, self._now_ms()), self.core.forget_read)
+            ready = None
             if self.core.changes_log:
-                self._perform(self.core.ready())
-            now = self._now_ms()
-            if self.appends.is_due(now) and self.appends.propose(now):
-                self.disk.stage()
-            for _ in range(_MAX_ROUNDS_A_PUMP):
                 ready = self.core.ready()
                 self._perform(ready)
-                if not ready.replicate:
+            if self.appends.is_waiting:
+                now = self._now_ms()
+                if self.appends.is_due(now) and self.appends.propose(now):
+                    self.disk.stage()
+                    ready = None
+            for _ in range(_MAX_ROUNDS_A_PUMP):
+                if ready is not None and not (ready.replicate and self.core.has_more_to_send):
                     break
+                ready = self.core.ready()
+                self._perform(ready)
             else:
                 self._schedule_pump()
-            if self._reads.is_due:  # a round has ended, the next may begin
+            if self._reads.has_readers and self._reads.is_due:  # a round has ended, the next may begin
                 self._schedule_pump()
+            for callback in self._turn_ends:
+                callback()
+            self._turn_ends.clear()
         except Exception as error:  # a broken invariant, a damaged slice, a mistake of ours: a node is never half dead
             self._fail(error)
             return
+        finally:
+            self._is_pumping = False
+            for callback in self._turn_ends:  # after a failure only
+                self._loop.call_soon(callback)
+            self._turn_ends.clear()
         if self.disk.staged > staged:
-            self.disk.wake()  # now, not before: what goes to the peers leaves first, and they write at the same time
-        self._arm_timer()
+            # Now, not before: what goes to the peers leaves first, and they write at the same time. A follower's leader
+            # waits for the disk, a leader's clients rather for what has just been answered.
+            self.disk.wake(at_once=not self.core.is_leader)
+        if self._running:
+            self._arm_timer()
+
+    def at_turn_end(self, callback: Callable[[], None]) -> None:
+        """See ``Backend.at_turn_end``."""
+        if self._is_pumping:
+            self._turn_ends.append(callback)
+        else:
+            self._loop.call_soon(callback)
 
     def _perform(self, ready: Ready) -> None:
         """Take one bundle of effects in the order that `Ready` prescribes."""
@@ -378,9 +418,11 @@ class Driver:
             self.store.append(slices)
         elif isinstance(operation, AppendReceived):
             payload = operation.message.payload
-            invariant(isinstance(payload, Slice), "received entries come parsed")
-            if isinstance(payload, Slice):
-                self.store.append([payload.from_index(operation.first_index)])
+            if not isinstance(payload, Slice):
+                raise InvariantError("received entries come parsed")
+            if operation.first_index != payload.first_index:
+                payload = payload.from_index(operation.first_index)
+            self.store.append((payload,))
 
     def _role_changed(self, change: RoleChange) -> None:
         self.role_since_ms = self._now_ms()
@@ -489,15 +531,18 @@ class Driver:
             self.recent.sent(peer, message)
             self._transport.send(peer, message)
 
-        def tell_core() -> None:
+        try:
             now = self._now_ms()
             if batch.hard_state is not None:
                 self.core.hard_state_persisted(batch.hard_state, now)
             if batch.last is not None:
                 self.core.persisted(batch.last.index, batch.last.term, now)
-
-        self._step(tell_core)
-        if not self.core.is_leader:
+        except Exception as error:  # as in `_step`
+            self._fail(error)
+            return
+        if self.core.role is Role.LEADER:
+            self._schedule_pump()
+        else:
             self._pump()  # at once: the leader waits for this answer, while its own pump takes along what else came
 
     def disk_full(self, full: bool) -> None:

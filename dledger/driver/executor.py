@@ -28,6 +28,12 @@ class DiskExecutor(Protocol):
     async def run_quick(self, function: Callable[[Unpack[_Args]], _T], *args: *_Args) -> _T:
         """As `run`, for work that a healthy disk does within a millisecond: maybe on the event loop itself."""
 
+    def try_now(self, function: Callable[[Unpack[_Args]], object], *args: *_Args) -> bool:
+        """Do such work here and now, without a turn of the event loop; False, and not done, where that may take long.
+
+        What ``function`` raises is raised.
+        """
+
     def shutdown(self) -> None:
         """Take no more work; what runs is finished."""
 
@@ -60,6 +66,12 @@ class ThreadExecutor:
         if self._doubt <= _DOUBT_INLINE_MAX and not self._busy_count:
             return self._timed(function, *args)
         return await self.run(self._timed, function, *args)
+
+    def try_now(self, function: Callable[[Unpack[_Args]], object], *args: *_Args) -> bool:
+        if self._doubt > _DOUBT_INLINE_MAX or self._busy_count:
+            return False
+        self._timed(function, *args)
+        return True
 
     def _timed(self, function: Callable[[Unpack[_Args]], _T], *args: *_Args) -> _T:
         started = perf_counter()

@@ -62,6 +62,14 @@ class PendingAppends:
         else:
             self._in_order.append(batch)
 
+    def has_any(self, commit_index: int) -> bool:
+        """Whether `resolve` has anything to acknowledge."""
+        in_order, repeated = self._in_order, self._repeated
+        return bool(
+            (in_order and in_order[0].last_index <= commit_index)
+            or (repeated and repeated[0].last_index <= commit_index)
+        )
+
     def resolve(self, commit_index: int) -> None:
         """Acknowledge everything at or below ``commit_index``."""
         queue = self._in_order

@@ -36,6 +36,11 @@ class ReadRounds:
         return reader
 
     @property
+    def has_readers(self) -> bool:
+        """Whether somebody waits for a round to begin."""
+        return bool(self._next)
+
+    @property
     def is_due(self) -> bool:
         """Whether somebody waits for a round that may begin now."""
         return bool(self._next) and (not self._rounds or self._loop.time() >= self._started_at + self._patience_s)

@@ -32,6 +32,7 @@ from dledger.raft.messages import (
     HardState,
     Heartbeat,
     HeartbeatResponse,
+    InvariantError,
     LogId,
     Message,
     NodeId,
@@ -241,11 +242,22 @@ class RaftCore:
         """Whether `ready` holds changes of the log: the driver takes them before it proposes anything."""
         return bool(self._ready.log_operations)
 
+    @property
+    def has_more_to_send(self) -> bool:
+        """Whether the log goes on behind what some follower was sent, so that a leader's `ready` may ask for more."""
+        last_index = self.log.last_index
+        for progress in self.progress.values():
+            if progress.fetching is None and progress.next_index <= last_index:
+                return True
+        return False
+
     def ready(self) -> Ready:
         """Take the effects gathered since the last call."""
         if self.role is Role.LEADER:
-            for peer in self.progress:
-                self._replicate_to(peer)
+            last_index = self.log.last_index
+            for peer, progress in self.progress.items():
+                if progress.next_index <= last_index or progress.state is ReplicationState.PROBE:
+                    self._replicate_to(peer)
         bundle = self._ready
         bundle.commit_index = self.commit_index
         self._ready = Ready(commit_index=self.commit_index)
@@ -256,14 +268,16 @@ class RaftCore:
     def step(self, message: Message, now_ms: int) -> None:
         """Take one message. Messages of strangers and stale ones change nothing."""
         self._now_ms = now_ms
-        if message.sender not in self.configuration.members or message.sender == self.node_id:
+        sender = message.sender
+        if sender not in self.configuration.members or sender == self.node_id:
             return
-        self._unreachable.discard(message.sender)
-        if message.term > self.term and not self._raise_term(message):
-            return
-        if message.term < self.term:
-            self._answer_stale(message)
-            return
+        self._unreachable.discard(sender)
+        if message.term != self.hard_state.term:
+            if message.term > self.term and not self._raise_term(message):
+                return
+            if message.term < self.term:
+                self._answer_stale(message)
+                return
         handler = _HANDLERS.get((self.role, type(message))) or _HANDLERS.get((None, type(message)))
         if handler is not None:
             handler(self, message)
@@ -291,7 +305,8 @@ class RaftCore:
             raise ProposalRefusedError(RefusalReason.TRANSFERRING, self.transferee)
         if self.disk_full:
             raise ProposalRefusedError(RefusalReason.DISK_FULL)
-        invariant(count > 0, "a proposal has entries")
+        if count <= 0:
+            raise InvariantError("a proposal has entries")
         first = self.log.last_index + 1
         self.log.append(first + count - 1, self.term)
         return first
@@ -306,7 +321,8 @@ class RaftCore:
         if last_index <= self.stable_index or self.log.term_at(last_index) != last_term:
             return
         self.stable_index = last_index
-        self._lower_vote_floor()
+        if self.hard_state.vote_floor is not None:
+            self._lower_vote_floor()
         if self.role is Role.LEADER:
             self._advance_commit()
         elif self.leader_id is not None and self._verified_index != NO_INDEX:
@@ -446,21 +462,26 @@ class RaftCore:
         """
         self._now_ms = now_ms
         progress = self.progress.get(request.peer)
-        if self.role is not Role.LEADER or progress is None or progress.fetching != request:
+        if (
+            self.role is not Role.LEADER
+            or progress is None
+            or (progress.fetching is not request and progress.fetching != request)
+        ):
             return None  # nobody waits for it any more; what is asked for instead has yet to come
         if progress.next_index != request.first_index:
             progress.fetching = None
             return None
         previous = request.first_index - 1
         previous_term = self.log.term_at(previous)
-        invariant(previous_term is not None, "a leader has every entry that it sends")
+        if previous_term is None:
+            raise InvariantError("a leader has every entry that it sends")
         progress.sent(last_index, byte_count, now_ms)
         progress.sent_commit = self.commit_index
         return AppendEntries(
             self.node_id,
             self.term,
             prev_log_index=previous,
-            prev_log_term=previous_term if previous_term is not None else NO_TERM,
+            prev_log_term=previous_term,
             last_index=last_index,
             terms=self.log.runs_between(request.first_index, last_index),
             commit_index=self.commit_index,
@@ -574,7 +595,8 @@ class RaftCore:
     @property
     def _is_forgetful(self) -> bool:
         """Whether this node may have promised things, votes too, of which it knows nothing: its folder was emptied."""
-        return self.hard_state.vote_floor == UNKNOWN_FLOOR
+        floor = self.hard_state.vote_floor
+        return floor is not None and floor == UNKNOWN_FLOOR
 
     def _recollect(self) -> None:
         """Ask the leader, as a reader does, for an index that a majority of those that remember stand for *now*.
@@ -822,13 +844,15 @@ class RaftCore:
                 self._set_role(Role.LEARNER, sender)
             self._votes = {}
             self._event("follows", leader=sender, term=self.term)
-        invariant(self.leader_id == sender, "two leaders in one term")
+        if self.leader_id != sender:
+            raise InvariantError("two leaders in one term")
         self._failed_elections = 0
         self._leader_lost = False
         self._leader_contact_ms = self._now_ms
         self._reset_election_timer()
         self._epoch = max(self._epoch, epoch)
-        self._recollect()
+        if self.hard_state.vote_floor is not None:
+            self._recollect()
 
     def _on_append_entries(self, message: AppendEntries) -> None:
         self._heard_from_leader(message.sender, message.epoch)
@@ -848,12 +872,18 @@ class RaftCore:
             self._take_entries(message)
         self._verified_index = max(self._verified_index, message.last_index)
         self._follow_commit(min(message.commit_index, message.last_index))
-        self._lower_vote_floor()
+        if self.hard_state.vote_floor is not None:
+            self._lower_vote_floor()
         if min(self._verified_index, self.log.last_index) <= self.stable_index:
             self._acknowledge_append()
 
     def _take_entries(self, message: AppendEntries) -> None:
         """Keep what agrees, truncate only at a real conflict, append the rest (§5.3)."""
+        first = self.log.last_index + 1
+        if message.prev_log_index + 1 == first:  # as a rule: all of it is new
+            self.log.append_runs(message.terms, first, message.last_index)
+            self._ready.log_operations.append(AppendReceived(first, message))
+            return
         conflict = self.log.first_conflict(message.terms, message.last_index)
         if conflict is not None:
             invariant(conflict > self.commit_index, "a committed entry is never truncated")
@@ -873,7 +903,8 @@ class RaftCore:
 
     def _follow_commit(self, commit_index: int) -> None:
         if commit_index > self.commit_index:
-            invariant(commit_index <= self.log.last_index, "commit index beyond the log")
+            if commit_index > self.log.last_index:
+                raise InvariantError("commit index beyond the log")
             self.commit_index = commit_index
 
     def _durable_match(self) -> int:
@@ -921,7 +952,8 @@ class RaftCore:
         self._heard_from_leader(message.sender, message.epoch)
         self._leader_commit_index = max(self._leader_commit_index, message.commit_index)
         self._follow_commit(min(message.commit_index, max(self._verified_index, self.commit_index)))
-        self._lower_vote_floor()
+        if self.hard_state.vote_floor is not None:
+            self._lower_vote_floor()
         self._send(
             message.sender,
             HeartbeatResponse(
@@ -970,15 +1002,18 @@ class RaftCore:
     def _on_append_response(self, message: AppendEntriesResponse) -> None:
         progress = self.progress[message.sender]
         progress.heard(self._now_ms)
-        invariant(message.match_index <= self.log.last_index, "a follower matches entries that the leader lacks")
+        if message.match_index > self.log.last_index:
+            raise InvariantError("a follower matches entries that the leader lacks")
         if message.epoch != progress.epoch:
             return  # said before it lost something
         if message.success:
-            if progress.acknowledge(message.match_index, forgetful=message.forgetful):
+            rose = progress.acknowledge(message.match_index, forgetful=message.forgetful)
+            if rose and (message.match_index > self.commit_index or self._begins_the_log):
                 self._advance_commit()
             if progress.state is ReplicationState.PROBE and message.match_index >= progress.next_index - 1:
                 progress.become_replicate()
-            self._send_timeout_now_if_ready(message.sender)
+            if self.transferee is not None:
+                self._send_timeout_now_if_ready(message.sender)
             return
         if message.rejected_index == NO_INDEX:
             return

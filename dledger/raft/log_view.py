@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable
 
-from dledger.raft.messages import NO_TERM, LogId, TermRun, invariant
+from dledger.raft.messages import NO_TERM, InvariantError, LogId, TermRun, invariant
 
 __all__ = ["LogView"]
 
@@ -59,16 +59,18 @@ class LogView:
 
     def append(self, last_index: int, term: int) -> None:
         """Extend the log to ``last_index`` with entries of ``term``."""
-        invariant(term >= self.last_term, "terms never fall along the log")
-        invariant(last_index > self.last_index, "an append extends the log")
-        if term != self.last_term or not self._terms:
+        last_term = self._terms[-1] if self._terms else NO_TERM
+        if term < last_term or last_index <= self.last_index:
+            raise InvariantError("an append extends the log, and terms never fall along it")
+        if term != last_term or not self._terms:
             self._starts.append(self.last_index + 1)
             self._terms.append(term)
         self.last_index = last_index
 
     def append_runs(self, runs: Iterable[TermRun], first_index: int, last_index: int) -> None:
         """Extend the log by ``first_index..last_index`` with the terms that ``runs`` give those indexes."""
-        invariant(first_index == self.last_index + 1, "an append continues the log")
+        if first_index != self.last_index + 1:
+            raise InvariantError("an append continues the log")
         pending = list(runs)
         for number, run in enumerate(pending):
             end = pending[number + 1].first_index - 1 if number + 1 < len(pending) else last_index
@@ -86,6 +88,8 @@ class LogView:
         """Return the runs that cover ``first_index..last_index``, the first cut to start there."""
         if last_index < first_index:
             return ()
+        if self._starts[-1] <= first_index:
+            return (TermRun(first_index, self._terms[-1]),)
         low = bisect_right(self._starts, first_index) - 1
         high = bisect_right(self._starts, last_index)
         runs = [TermRun(self._starts[at], self._terms[at]) for at in range(low, high)]

@@ -58,6 +58,8 @@ def invariant(condition: bool, message: str) -> None:
 class Role(enum.Enum):
     """What a node is in its term (Raft §5.1; pre-candidate: thesis §9.6)."""
 
+    __hash__ = object.__hash__  # in C; `enum.Enum` has one in Python, which every message would pay for
+
     FOLLOWER = "follower"
     PRE_CANDIDATE = "pre_candidate"
     CANDIDATE = "candidate"

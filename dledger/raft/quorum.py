@@ -32,20 +32,18 @@ class Configuration:
     voters: frozenset[NodeId]
     outgoing: frozenset[NodeId] = field(default_factory=frozenset)
     learners: frozenset[NodeId] = field(default_factory=frozenset)
+    all_voters: frozenset[NodeId] = field(init=False, compare=False, repr=False)
+    members: frozenset[NodeId] = field(init=False, compare=False, repr=False)
 
-    @property
-    def all_voters(self) -> frozenset[NodeId]:
-        return self.voters | self.outgoing
-
-    @property
-    def members(self) -> frozenset[NodeId]:
-        return self.voters | self.outgoing | self.learners
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "all_voters", self.voters | self.outgoing)
+        object.__setattr__(self, "members", self.all_voters | self.learners)
 
 
 def _half_committed(voters: frozenset[NodeId], match_indexes: Mapping[NodeId, int]) -> int:
     if not voters:
         return MAX_INDEX
-    ordered = sorted((match_indexes.get(voter, NO_INDEX) for voter in voters), reverse=True)
+    ordered = sorted([match_indexes.get(voter, NO_INDEX) for voter in voters], reverse=True)
     return ordered[len(voters) // 2]
 
 
@@ -55,10 +53,10 @@ def committed_index(configuration: Configuration, match_indexes: Mapping[NodeId,
     Absent voters count as -1 (nothing stored). An empty half returns `MAX_INDEX`, so that the other half's answer
     is taken. The caller must still refuse an entry of an older term (Raft §5.4.2, figure 8). O(n log n) in voters.
     """
-    return min(
-        _half_committed(configuration.voters, match_indexes),
-        _half_committed(configuration.outgoing, match_indexes),
-    )
+    index = _half_committed(configuration.voters, match_indexes)
+    if configuration.outgoing:
+        index = min(index, _half_committed(configuration.outgoing, match_indexes))
+    return index
 
 
 def _half_has_quorum(voters: frozenset[NodeId], present: Set[NodeId]) -> bool:

@@ -22,9 +22,9 @@ from typing import Final, NamedTuple
 import grpc
 
 from dledger.errors import NotLeaderError
-from dledger.raft.messages import NodeId
 from dledger.rpc.client_door import START_BYTES
 from dledger.rpc.frames import FrameConnection
+from dledger.rpc.interfaces import Backend
 from dledger.security.streams import WatchedContext
 
 __all__ = ["MAX_OUTSTANDING", "MAX_OUTSTANDING_BYTES", "Answer", "CallStream", "Requests"]
@@ -116,8 +116,8 @@ class Requests(ABC):
 class CallStream:
     """One call. `serve` is the call; `close` ends it from outside; `adopt` gives it a connection."""
 
-    def __init__(self, node_id: NodeId, requests: Requests, context: WatchedContext) -> None:
-        self._node_id = node_id
+    def __init__(self, backend: Backend, requests: Requests, context: WatchedContext) -> None:
+        self._backend = backend
         self._context = context
         self._requests = requests
         requests.ready = self._ready
@@ -148,7 +148,7 @@ class CallStream:
         elif not reader.cancelled():
             reader.result()
         else:
-            await self._context.abort(grpc.StatusCode.UNAVAILABLE, f"{self._node_id} is stopping")
+            await self._context.abort(grpc.StatusCode.UNAVAILABLE, f"{self._backend.node_id} is stopping")
 
     def close(self) -> None:
         """Refuse what comes, for a moment; answer what is outstanding, then end the call with UNAVAILABLE."""
@@ -168,7 +168,9 @@ class CallStream:
         if self._gone or self._closing:
             connection.abort("the call is over")
             return
-        self._lane = _FrameLane(connection, self._requests, self._context, self._changed, self._answered)
+        self._lane = _FrameLane(
+            connection, self._requests, self._context, self._changed, self._answered, self._backend.at_turn_end
+        )
 
     # -- in -----------------------------------------------------------------------------------------------------------
 
@@ -240,12 +242,14 @@ class _FrameLane:
         watched: WatchedContext,
         changed: Callable[[], None],
         answered: Callable[[], None],
+        at_turn_end: Callable[[Callable[[], None]], None],
     ) -> None:
         self._connection = connection
         self._requests = requests
         self._watched = watched
         self._changed = changed
         self._answered = answered
+        self._at_turn_end = at_turn_end
         self._loop = asyncio.get_running_loop()
         self._starts_after = -1  # requests that come by gRPC before the first frame; -1: the client has not said it yet
         self._stopped = self._blocked = self._flush_scheduled = False
@@ -302,10 +306,10 @@ class _FrameLane:
     # -- out ----------------------------------------------------------------------------------------------------------
 
     def flush_soon(self) -> None:
-        """Write in the next turn of the loop, with what else completes in this one."""
+        """Write soon, with what else completes in this turn of the loop."""
         if not self._flush_scheduled:
             self._flush_scheduled = True
-            self._loop.call_soon(self._flush)
+            self._at_turn_end(self._flush)
 
     def _flush(self) -> None:
         self._flush_scheduled = False

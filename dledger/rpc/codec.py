@@ -89,6 +89,16 @@ def _check(value: int, low: int, name: str) -> int:
     return value
 
 
+def _check_indexes(body: object, *names: str) -> None:
+    """Raise unless these fields lie in [-1, 2^62]: what `_check` does, for what is found wrong in all of them at once.
+
+    Raises:
+        UnexpectedArgumentError: naming the first that does not.
+    """
+    for name in names:
+        _check(getattr(body, name), NO_INDEX, name)
+
+
 def _fence(
     group: str, sender: str, target: str, *, own_group: str, node_id: NodeId, members: Container[NodeId]
 ) -> None:
@@ -135,10 +145,6 @@ def _append_body(m: AppendEntries, data: bytes) -> pb.AppendEntries:
         epoch=m.epoch,
         data_crc=payload.crc if isinstance(payload, RawSlice) else None,
     )
-
-
-def _put_append(m: AppendEntries) -> dict[str, Any]:
-    return {"append_entries": _append_body(m, payload_data(m))}
 
 
 def _encode_large_append(m: AppendEntries, group: str, target: NodeId, data: bytes) -> bytes:
@@ -191,7 +197,6 @@ def _put_timeout_now(m: TimeoutNow) -> dict[str, Any]:
 
 
 _PUT: Final[dict[type[Message], Callable[[Any], dict[str, Any]]]] = {
-    AppendEntries: _put_append,
     AppendEntriesResponse: _put_append_response,
     Heartbeat: _put_heartbeat,
     HeartbeatResponse: _put_heartbeat_response,
@@ -209,12 +214,17 @@ def encode_stream(message: Message, *, group: str, target: NodeId) -> bytes:
     Raises:
         UnexpectedArgumentError: a message that does not travel on a stream (votes), or an append without a slice.
     """
-    put = _PUT.get(type(message))
-    if put is None:
-        raise UnexpectedArgumentError(f"{type(message).__name__} does not travel on a stream")
-    if isinstance(message, AppendEntries) and len(data := payload_data(message)) >= _LARGE_BYTES:
-        return _encode_large_append(message, group, target, data)
-    whole = pb.RaftMessage(group=group, sender=message.sender, target=target, term=message.term, **put(message))
+    if isinstance(message, AppendEntries):
+        data = payload_data(message)
+        if len(data) >= _LARGE_BYTES:
+            return _encode_large_append(message, group, target, data)
+        body: dict[str, Any] = {"append_entries": _append_body(message, data)}
+    else:
+        put = _PUT.get(type(message))
+        if put is None:
+            raise UnexpectedArgumentError(f"{type(message).__name__} does not travel on a stream")
+        body = put(message)
+    whole = pb.RaftMessage(group=group, sender=message.sender, target=target, term=message.term, **body)
     return whole.SerializeToString()
 
 
@@ -251,38 +261,25 @@ def _parse_entries(sender: NodeId, term: int, body: pb.AppendEntries, data: byte
 
 
 def _get_append(sender: NodeId, term: int, body: pb.AppendEntries, data: bytes | None = None) -> AppendEntries:
-    _check(body.prev_log_index, NO_INDEX, "prev_log_index")
-    _check(body.prev_log_term, NO_TERM, "prev_log_term")
-    _check(body.last_index, NO_INDEX, "last_index")
-    _check(body.commit_index, NO_INDEX, "commit_index")
+    previous, previous_term, last, commit = body.prev_log_index, body.prev_log_term, body.last_index, body.commit_index
+    numbers = (previous, previous_term, last, commit)
+    if not NO_INDEX <= min(numbers) <= max(numbers) <= _MAX_NUMBER:
+        _check_indexes(body, "prev_log_index", "prev_log_term", "last_index", "commit_index")
     parsed = _parse_entries(sender, term, body, body.data if data is None else data)
     terms: tuple[TermRun, ...] = () if parsed is None else parsed.terms
     return AppendEntries(
-        sender,
-        term,
-        body.prev_log_index,
-        body.prev_log_term,
-        body.last_index,
-        terms,
-        body.commit_index,
-        body.prev_chain_crc,
-        parsed,
-        body.epoch,
+        sender, term, previous, previous_term, last, terms, commit, body.prev_chain_crc, parsed, body.epoch
     )
 
 
 def _get_append_response(sender: NodeId, term: int, body: pb.AppendEntriesResponse) -> AppendEntriesResponse:
+    match, last, rejected = body.match_index, body.last_index, body.rejected_index
+    conflict, conflict_term = body.conflict_index, body.conflict_term
+    numbers = (match, last, rejected, conflict, conflict_term)
+    if not NO_INDEX <= min(numbers) <= max(numbers) <= _MAX_NUMBER:
+        _check_indexes(body, "match_index", "last_index", "rejected_index", "conflict_term", "conflict_index")
     return AppendEntriesResponse(
-        sender,
-        term,
-        body.success,
-        _check(body.match_index, NO_INDEX, "match_index"),
-        _check(body.last_index, NO_INDEX, "last_index"),
-        _check(body.rejected_index, NO_INDEX, "rejected_index"),
-        _check(body.conflict_term, NO_TERM, "conflict_term"),
-        _check(body.conflict_index, NO_INDEX, "conflict_index"),
-        body.forgetful,
-        body.epoch,
+        sender, term, body.success, match, last, rejected, conflict_term, conflict, body.forgetful, body.epoch
     )
 
 
@@ -351,13 +348,17 @@ def decode_stream(data: bytes, *, group: str, node_id: NodeId, members: Containe
     except DecodeError as error:
         raise UnexpectedArgumentError(f"malformed message: {error}") from error
     sender = whole.sender
-    _fence(whole.group, sender, whole.target, own_group=group, node_id=node_id, members=members)
+    target, term = whole.target, whole.term
+    if whole.group != group or sender == node_id or sender not in members or (target and target != node_id):
+        _fence(whole.group, sender, target, own_group=group, node_id=node_id, members=members)
+    if not 0 <= term <= _MAX_NUMBER:
+        _check(term, 0, "term")
     if split is not None and append is not None:
-        return _get_append(sender, _check(whole.term, 0, "term"), append, split[2])
+        return _get_append(sender, term, append, split[2])
     kind = whole.WhichOneof("body")
     if kind is None:
         raise UnexpectedArgumentError("malformed message: no body")
-    return _GET[kind](sender, _check(whole.term, 0, "term"), getattr(whole, kind))
+    return _GET[kind](sender, term, getattr(whole, kind))
 
 
 # -- votes ------------------------------------------------------------------------------------------------------------

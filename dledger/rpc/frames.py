@@ -97,7 +97,11 @@ class FrameConnection(asyncio.BufferedProtocol):
     def put(self, data: bytes) -> bool:
         """Send ``data``; False (and it is dropped) where the connection is closed or too much waits already."""
         transport = self._transport
-        if transport is None or self._closed or self._is_full(transport, len(data)):
+        if (
+            transport is None
+            or self._closed
+            or transport.get_write_buffer_size() + len(data) > self._options.max_queue_bytes
+        ):
             self.dropped_count += 1
             return False
         self._spoke = True

@@ -76,6 +76,9 @@ class Backend(Protocol):
         of the calls. Refusals (not leader, full, transferring, gap) come through ``done`` too.
         """
 
+    def at_turn_end(self, callback: Callable[[], None]) -> None:
+        """Call ``callback`` once everything that completes in this turn of the loop has been told."""
+
     async def open_session(self, client_id: bytes) -> tuple[int, int]:
         """(session id, next sequence). Idempotent by ``client_id``; committed when this returns."""
 

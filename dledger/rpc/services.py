@@ -153,7 +153,7 @@ class LedgerService:
     async def _serve_watched(self, call: _Context, requests: Requests, context: WatchedContext) -> None:
         if self._closing:
             await self._abort_stopping(context)
-        stream = CallStream(self._backend.node_id, requests, context)
+        stream = CallStream(self._backend, requests, context)
         metadata: dict[str, str | bytes] = dict(call.invocation_metadata() or ())
         offer = self._door.offer(str(metadata.get(FRAMES_KEY, "")), stream.adopt)
         self._calls.add(stream)

@@ -311,9 +311,10 @@ class SimLoop(asyncio.AbstractEventLoop):
             except (SystemExit, KeyboardInterrupt):
                 raise
             except BaseException as error:
-                self.call_exception_handler(
-                    {"message": f"Exception in {handle!r}", "exception": error, "handle": handle}
-                )
+                if process is None or process.alive:  # of what ended its process nobody is told
+                    self.call_exception_handler(
+                        {"message": f"Exception in {handle!r}", "exception": error, "handle": handle}
+                    )
             if process is not None and process.observer is not None:
                 process.observer()
         self.callbacks += count

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Self
 
@@ -25,7 +25,7 @@ from dledger.errors import (
     StorageFailedError,
     UnexpectedArgumentError,
 )
-from dledger.raft.messages import NO_INDEX, UNKNOWN_FLOOR, HardState, LogId, TermRun, invariant
+from dledger.raft.messages import NO_INDEX, UNKNOWN_FLOOR, HardState, InvariantError, LogId, TermRun, invariant
 from dledger.storage.block_sums import BlockSums
 from dledger.storage.entry import (
     CorruptSliceError,
@@ -132,20 +132,17 @@ class WriteBatch:
     """It is long, and all of it was committed before it came here: this node catches up."""
     cut_from: int | None = None
     """Entries from here on were truncated in the view while the batch was being written (see `LogStore.complete`)."""
+    byte_count: int = 0
+    """Bytes of the entries."""
+    only_appends: bool = True
+    """There is nothing in it but entries."""
+    unindexed: list[Slice] = field(default_factory=list)
+    """What `LogStore.write_index` has yet to write (disk side)."""
 
     @property
     def is_small(self) -> bool:
         """Whether a healthy disk makes it durable at once: a few entries, nothing to replace, nothing to erase."""
-        if self.hard_state is not None or self.checkpoint is not None:
-            return False
-        if not all(isinstance(operation, Slice) for operation in self.operations):
-            return False
-        return self.byte_count <= _LARGE_WRITE_BYTES
-
-    @property
-    def byte_count(self) -> int:
-        """Bytes of the entries."""
-        return sum([len(operation.data) for operation in self.operations if isinstance(operation, Slice)])
+        return self.only_appends and self.checkpoint is None and self.byte_count <= _LARGE_WRITE_BYTES
 
 
 class LogStore:
@@ -331,20 +328,22 @@ class LogStore:
                 logs have parted below a point that Raft calls equal.
         """
         for part in slices:
-            invariant(part.first_index == self.last_index + 1, "a slice continues the log")
-            invariant(
-                part.prev_chain_crc == self._chain_crc,
-                f"the log before entry {part.first_index} differs from the sender's though index and term agree",
-            )
+            if part.first_index != self.last_index + 1:
+                raise InvariantError("a slice continues the log")
+            if part.prev_chain_crc != self._chain_crc:
+                raise InvariantError(
+                    f"the log before entry {part.first_index} differs from the sender's though index and term agree"
+                )
             self._check_place(part)
             for run in part.terms:
-                invariant(run.term >= self.last_term, "terms never fall along the log")
                 if run.term != self.last_term:
+                    invariant(run.term > self.last_term, "terms never fall along the log")
                     self._runs.append(run)
                     self.last_term = run.term
-            self._sessions.append(part.sessions)
+            if part.sessions:
+                self._sessions.append(part.sessions)
             self.last_index = part.last_index
-            self.end_pos = part.end_pos
+            self.end_pos = part.first_pos + len(part.data)
             self._chain_crc = part.chain_crc
             self._staged.append(part)
             self._cache.append(part)
@@ -359,8 +358,8 @@ class LogStore:
             first = part.offsets[1] if len(part.offsets) > 1 else len(part.data)
             fits = self.end_pos + first + MIN_BLANK_BYTES <= boundary
             invariant(part.first_pos == boundary and not fits, "a slice stands where the log ends")
-        room = part.first_pos - part.first_pos % size + size - MIN_BLANK_BYTES
-        invariant(part.end_pos <= room, "a slice never crosses a segment boundary")
+        if part.first_pos % size + len(part.data) > size - MIN_BLANK_BYTES:
+            raise InvariantError("a slice never crosses a segment boundary")
 
     def truncate(self, from_index: int) -> None:
         """Drop every entry at or after ``from_index``; never anything committed."""
@@ -396,7 +395,8 @@ class LogStore:
     def commit(self, index: int) -> None:
         """The log is committed up to ``index``: nothing there is ever truncated again."""
         if index > self.committed_index:
-            invariant(index <= self.last_index, "commit index beyond the log")
+            if index > self.last_index:
+                raise InvariantError("commit index beyond the log")
             self.committed_index = index
             self._sessions.commit(min(index, self._written_index))
 
@@ -495,23 +495,31 @@ class LogStore:
         self._staged = []
         batch = self._in_flight = WriteBatch(staged)
         for operation in staged:
-            if isinstance(operation, HardState):
-                batch.hard_state = operation
-            elif isinstance(operation, Slice):
+            if isinstance(operation, Slice):
                 batch.last = LogId(operation.terms[-1].term, operation.last_index)
+                batch.byte_count += len(operation.data)
+            elif isinstance(operation, HardState):
+                batch.hard_state = operation
+                batch.only_appends = False
             else:
                 batch.last = LogId(operation.last_term, operation.from_index - 1)
+                batch.only_appends = False
         batch.history = (
             batch.last is not None
-            and batch.last.index <= self.committed_index
             and batch.byte_count > _LARGE_WRITE_BYTES
+            and batch.last.index <= self.committed_index
         )
-        if (
-            self._end_pos_of_commit() - self._checkpointed_pos >= self.options.checkpoint_bytes
-            or self._sessions.base_index - self._checkpointed_index >= self.options.checkpoint_entries
-        ):
+        if self._is_checkpoint_due():
             batch.checkpoint = self._make_checkpoint()
         return batch
+
+    def _is_checkpoint_due(self) -> bool:
+        options = self.options
+        if self._sessions.base_index - self._checkpointed_index >= options.checkpoint_entries:
+            return True
+        if self.end_pos - self._checkpointed_pos < options.checkpoint_bytes:  # so what is committed ends before, too
+            return False
+        return self._end_pos_of_commit() - self._checkpointed_pos >= options.checkpoint_bytes
 
     def _end_pos_of_commit(self) -> int:
         index = self._sessions.base_index
@@ -538,10 +546,28 @@ class LogStore:
             DiskFullError: no room. Nothing is lost: call again with the same batch when there is.
             StorageFailedError: anything else. The store is latched: every later write raises it again.
         """
+        self.write_entries(batch)
+        self.write_index(batch)
+
+    def write_entries(self, batch: WriteBatch) -> None:
+        """The part of `write` that acknowledging waits for; `write_index` must follow. Raises what `write` raises."""
         if self._failed is not None:
             raise self._failed
         try:
             self._write(batch)
+        except StorageFailedError as error:
+            self._failed = error
+            raise
+
+    def write_index(self, batch: WriteBatch) -> None:
+        """The rest of `write`: after a power failure an index record never names an entry that was not durable."""
+        if self._failed is not None:
+            raise self._failed
+        try:
+            self._write_index(batch.unindexed)
+            if batch.checkpoint is not None:
+                self._data.sync()
+                self._try_checkpoint(batch)
         except StorageFailedError as error:
             self._failed = error
             raise
@@ -566,13 +592,9 @@ class LogStore:
         if batch.last is not None and self.options.sync_flush:
             self._data.sync()
             self._watermark.save(batch.last.index, batch.last.term)
-        # Behind the sync: after a power failure an index record never names an entry that was not durable.
-        self._write_index(run)
+        batch.unindexed = run
         if batch.last is not None:
             self._disk_last = batch.last
-        if batch.checkpoint is not None:
-            self._data.sync()
-            self._try_checkpoint(batch)
 
     def _write_slices(self, slices: list[Slice]) -> None:
         """Few system calls for many slices: contiguous ones go together."""
@@ -693,6 +715,8 @@ class LogStore:
     def _term_at(self, index: int) -> int | None:
         if index > self.last_index:
             return None
+        if self._runs and self._runs[-1].first_index <= index:
+            return self._runs[-1].term
         at = bisect_right(self._runs, index, key=lambda run: run.first_index) - 1
         return self._runs[at].term if at >= 0 else None
 

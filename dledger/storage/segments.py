@@ -115,10 +115,11 @@ class SegmentedFile:
 
         ``keep`` False is a hint: nobody will soon read them.
         """
-        start = self.start_of(pos)
-        at = pos - start
+        at = pos % self.segment_bytes
+        start = pos - at
         if at + length <= self.segment_bytes:
-            self._fs.pwritev(self._writable(start), buffers, at, keep=keep)
+            handle = self._handles[start] if start in self._complete else self._writable(start)
+            self._fs.pwritev(handle, buffers, at, keep=keep)
             self.dirty.add(start)
             return
         data = b"".join(buffers)

@@ -269,7 +269,7 @@ class WatermarkFile:
         # As `_seal` writes it, made by hand: it is made once for every group commit.
         text = b"[%d,%d,%s]" % (index, term, self._boot_id_json)
         record = b"%08x %s\n" % (google_crc32c.value(text), text)
-        self._fs.pwrite(self._handle, record.ljust(_WATERMARK_BYTES), 0)
+        self._fs.pwritev(self._handle, (record.ljust(_WATERMARK_BYTES),), 0)
         if durable:
             self._fs.sync(self._handle)
 

@@ -32,6 +32,9 @@ class InlineExecutor:
 
     run_quick = run
 
+    def try_now(self, function, *args):
+        return False
+
     def shutdown(self) -> None:
         pass
 

@@ -110,3 +110,20 @@ async def test_an_error_comes_through_either_way(disk, clock):
     await prove(disk, clock)
     with pytest.raises(OSError, match="no"):
         await disk.run_quick(fail)
+
+
+@pytest.mark.asyncio
+async def test_work_is_done_here_and_now_only_while_the_disk_is_quick_and_free(disk, clock):
+    done = []
+    assert not disk.try_now(done.append, "doubtful")
+    await prove(disk, clock)
+    assert disk.try_now(done.append, "quick")
+    gate = threading.Event()
+    slow = asyncio.ensure_future(disk.run(gate.wait, 10))
+    await asyncio.sleep(0)
+    assert not disk.try_now(done.append, "too early")
+    gate.set()
+    await slow
+    assert disk.try_now(work, clock, 0.5)
+    assert not disk.try_now(done.append, "after a stall")
+    assert done == ["quick"]

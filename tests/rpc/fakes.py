@@ -87,6 +87,9 @@ class FakeBackend:
         else:
             asyncio.get_running_loop().call_soon(self._complete, bodies, done)
 
+    def at_turn_end(self, callback):
+        asyncio.get_running_loop().call_soon(callback)
+
     async def open_session(self, client_id):
         self._call("open_session", client_id)
         return self.sessions.setdefault(client_id, len(self.sessions) + 1), 7
