@@ -15,6 +15,7 @@ from dledger.errors import (
     UnexpectedArgumentError,
     UnknownGroupError,
 )
+from dledger.protobuf_wire import bytes_head, put_varint
 from dledger.rpc.interfaces import Backend
 from dledger.storage.layout import HEADER, HEADER_BYTES
 from dledger.types import BatchResult, Entry, ReadMode
@@ -50,6 +51,7 @@ class Answers:
         self._node_id = backend.node_id
         self._ok_key: tuple[int, str | None, str | None] | None = None
         self._ok = pb.ResponseHeader()
+        self._ok_field = b""
         self._log = structlog.get_logger().bind(group_id=self._group, node_id=self._node_id)
 
     def check_group(self, group: str, *, may_be_empty: bool = False) -> None:
@@ -68,7 +70,25 @@ class Answers:
             term, leader_id, leader_address = key
             self._ok = self._header(ResponseCode.SUCCESS, "", term, leader_id, leader_address)
             self._ok_key = key
+            header = self._ok.SerializeToString()
+            self._ok_field = bytes_head(1, len(header)) + header
         return self._ok
+
+    def taken(self, result: BatchResult, request_id: int) -> bytes:
+        """Return the AppendBatchResponse of a batch that was taken, written by hand (`dledger.protobuf_wire`)."""
+        header = self.success()
+        if request_id < 0:
+            return pb.AppendBatchResponse(
+                header=header, runs=run_messages(result), request_id=request_id
+            ).SerializeToString()
+        parts = [self._ok_field]
+        for run in result.runs:
+            body = b"".join(
+                (b"\x08", put_varint(run.first_index), b"\x10", put_varint(run.count), b"\x18", put_varint(run.term))
+            )
+            parts += (b"\x12", put_varint(len(body)), body)
+        parts += (b"\x18", put_varint(request_id))
+        return b"".join(parts)
 
     def failure(self, error: Exception, where: str) -> pb.ResponseHeader:
         """Return the header of a failure; one that is no operating error is logged and answered as INTERNAL_ERROR."""

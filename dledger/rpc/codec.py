@@ -7,11 +7,15 @@ effect. The core and the driver behind this module see well-formed values only.
 The entries of an ``AppendEntries`` cross as the bytes that stand in the data files; they are verified once (CRC, chain,
 places, terms) and go to the store as they came. Where the leader has read and verified them from its files, it says the
 CRC of all of them: then that is verified, and that they go on where the log here ends.
+
+An append of few entries and its answer are written and read by hand (``dledger.protobuf_wire`` says why), where they
+are as plain as they mostly are; whatever else comes is for the library.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Container
+from functools import lru_cache
 from typing import Any, Final
 
 from google.protobuf.message import DecodeError
@@ -24,7 +28,17 @@ from dledger.errors import (
     UnknownMemberError,
     error_for_code,
 )
-from dledger.protobuf_wire import join_last_bytes, split_last_bytes
+from dledger.protobuf_wire import (
+    BYTES,
+    FIXED32,
+    VARINT,
+    bytes_head,
+    join_last_bytes,
+    kinds,
+    put_varint,
+    read_message,
+    split_last_bytes,
+)
 from dledger.raft.messages import (
     NO_INDEX,
     NO_TERM,
@@ -38,7 +52,6 @@ from dledger.raft.messages import (
     ReadIndexResponse,
     RequestVote,
     RequestVoteResponse,
-    TermRun,
     TimeoutNow,
     VoteResult,
 )
@@ -73,6 +86,17 @@ _LARGE_BYTES: Final = 32 * 1024
 """From this size on, copying entries costs more than going around the library's copies."""
 
 _REFUSED_READ: Final = NO_INDEX - 1
+
+_APPEND_KEY: Final = bytes_head(_APPEND_FIELD, 0)[:-1]
+_ANSWER_KEY: Final = bytes_head(pb.RaftMessage.APPEND_ENTRIES_RESPONSE_FIELD_NUMBER, 0)[:-1]
+_APPEND_KINDS: Final = kinds(
+    {1: VARINT, 2: VARINT, 3: FIXED32, 4: VARINT, 5: VARINT, 6: BYTES, 7: BYTES, 8: VARINT, 9: FIXED32}
+)
+_ANSWER_KINDS: Final = kinds(dict.fromkeys(range(1, 9), VARINT))
+_RUN_KINDS: Final = kinds({1: VARINT, 2: VARINT})
+_NO_CONFLICT: Final = b"".join(bytes((field << 3,)) + put_varint(-1) for field in (4, 5, 6))
+_HEADS: Final = 256
+"""Beginnings of messages that are remembered: one for each kind, sender, target and term."""
 
 
 # -- what is said of every message ------------------------------------------------------------------------------------
@@ -147,6 +171,38 @@ def _append_body(m: AppendEntries, data: bytes) -> pb.AppendEntries:
     )
 
 
+@lru_cache(_HEADS)
+def _head(group: str, sender: NodeId, target: NodeId, term: int) -> bytes:
+    """Return how every message begins."""
+    return pb.RaftMessage(group=group, sender=sender, target=target, term=term).SerializeToString()
+
+
+def _encode_small_append(m: AppendEntries, group: str, target: NodeId, data: bytes) -> bytes:
+    """An append of entries of one term, written by hand."""
+    run = m.terms[0]
+    first, term, last = put_varint(run.first_index), put_varint(run.term), put_varint(m.last_index)
+    body = b"".join(
+        (
+            b"\x08", put_varint(m.prev_log_index), b"\x10", put_varint(m.prev_log_term),
+            b"\x1d", m.prev_chain_crc.to_bytes(4, "little"), b"\x20", last, b"\x28", put_varint(m.commit_index),
+            b"\x32", put_varint(2 + len(first) + len(term)), b"\x08", first, b"\x10", term,
+            b"\x40", put_varint(m.epoch), b"\x3a", put_varint(len(data)), data,
+        )
+    )  # fmt: skip
+    return b"".join((_head(group, m.sender, target, m.term), _APPEND_KEY, put_varint(len(body)), body))
+
+
+def _encode_success(m: AppendEntriesResponse, group: str, target: NodeId) -> bytes:
+    """The answer to an append that was taken, written by hand."""
+    body = b"".join(
+        (
+            b"\x08\x01\x10", put_varint(m.match_index), b"\x18", put_varint(m.last_index),
+            _NO_CONFLICT, b"\x38", b"\x01" if m.forgetful else b"\x00", b"\x40", put_varint(m.epoch),
+        )
+    )  # fmt: skip
+    return b"".join((_head(group, m.sender, target, m.term), _ANSWER_KEY, put_varint(len(body)), body))
+
+
 def _encode_large_append(m: AppendEntries, group: str, target: NodeId, data: bytes) -> bytes:
     whole = pb.RaftMessage(group=group, sender=m.sender, target=target, term=m.term)
     body = _append_body(m, b"")
@@ -218,7 +274,16 @@ def encode_stream(message: Message, *, group: str, target: NodeId) -> bytes:
         data = payload_data(message)
         if len(data) >= _LARGE_BYTES:
             return _encode_large_append(message, group, target, data)
+        payload = message.payload
+        if data and len(message.terms) == 1 and not (isinstance(payload, RawSlice) and payload.crc is not None):
+            return _encode_small_append(message, group, target, data)
         body: dict[str, Any] = {"append_entries": _append_body(message, data)}
+    elif (
+        isinstance(message, AppendEntriesResponse)
+        and message.success
+        and message.rejected_index == message.conflict_index == message.conflict_term == NO_INDEX
+    ):
+        return _encode_success(message, group, target)
     else:
         put = _PUT.get(type(message))
         if put is None:
@@ -231,56 +296,130 @@ def encode_stream(message: Message, *, group: str, target: NodeId) -> bytes:
 # -- the stream, inwards ----------------------------------------------------------------------------------------------
 
 
-def _parse_entries(sender: NodeId, term: int, body: pb.AppendEntries, data: bytes) -> Slice | None:
-    """Verify the entries of an append against what the message says of them; None where it carries none.
+def _check_entries(sender: NodeId, term: int, previous_term: int, last: int, runs: object, parsed: Slice) -> None:
+    """Compare verified entries with what the message says of them.
 
     Raises:
-        CorruptSliceError: bytes and claims differ, or the bytes themselves do not verify.
+        CorruptSliceError: they are not those that it announces.
     """
-    prev_log_index = body.prev_log_index
-    runs = [(run.first_index, run.term) for run in body.terms]
-    if not data:
-        if body.last_index != prev_log_index or runs:
-            raise CorruptSliceError(
-                f"append from {sender}: no entries, yet last_index {body.last_index} after {prev_log_index}"
-            )
-        return None
-    crc = body.data_crc if body.HasField("data_crc") else None
-    parsed = parse_slice(data, prev_log_index + 1, body.prev_chain_crc, crc)
-    if parsed.last_index != body.last_index or list(parsed.terms) != runs:
+    if parsed.last_index != last or list(parsed.terms) != runs:
         raise CorruptSliceError(
             f"append from {sender}: entries up to {parsed.last_index} in terms {list(parsed.terms)},"
-            f" announced up to {body.last_index} in {runs}"
+            f" announced up to {last} in {runs}"
         )
-    if parsed.terms[0].term < body.prev_log_term or parsed.terms[-1].term > term:
+    if parsed.terms[0].term < previous_term or parsed.terms[-1].term > term:
         raise CorruptSliceError(
-            f"append from {sender} in term {term} after term {body.prev_log_term}: entries of terms"
+            f"append from {sender} in term {term} after term {previous_term}: entries of terms"
             f" {parsed.terms[0].term} to {parsed.terms[-1].term}"
         )
-    return parsed
 
 
 def _get_append(sender: NodeId, term: int, body: pb.AppendEntries, data: bytes | None = None) -> AppendEntries:
+    _check_indexes(body, "prev_log_index", "prev_log_term", "last_index", "commit_index")
     previous, previous_term, last, commit = body.prev_log_index, body.prev_log_term, body.last_index, body.commit_index
-    numbers = (previous, previous_term, last, commit)
-    if not NO_INDEX <= min(numbers) <= max(numbers) <= _MAX_NUMBER:
-        _check_indexes(body, "prev_log_index", "prev_log_term", "last_index", "commit_index")
-    parsed = _parse_entries(sender, term, body, body.data if data is None else data)
-    terms: tuple[TermRun, ...] = () if parsed is None else parsed.terms
+    runs = [(run.first_index, run.term) for run in body.terms]
+    data = body.data if data is None else data
+    if not data:
+        if last != previous or runs:
+            raise CorruptSliceError(f"append from {sender}: no entries, yet last_index {last} after {previous}")
+        return AppendEntries(
+            sender, term, previous, previous_term, last, (), commit, body.prev_chain_crc, None, body.epoch
+        )
+    crc = body.data_crc if body.HasField("data_crc") else None
+    parsed = parse_slice(data, previous + 1, body.prev_chain_crc, crc)
+    _check_entries(sender, term, previous_term, last, runs, parsed)
     return AppendEntries(
-        sender, term, previous, previous_term, last, terms, commit, body.prev_chain_crc, parsed, body.epoch
+        sender, term, previous, previous_term, last, parsed.terms, commit, body.prev_chain_crc, parsed, body.epoch
     )
 
 
 def _get_append_response(sender: NodeId, term: int, body: pb.AppendEntriesResponse) -> AppendEntriesResponse:
-    match, last, rejected = body.match_index, body.last_index, body.rejected_index
-    conflict, conflict_term = body.conflict_index, body.conflict_term
-    numbers = (match, last, rejected, conflict, conflict_term)
-    if not NO_INDEX <= min(numbers) <= max(numbers) <= _MAX_NUMBER:
-        _check_indexes(body, "match_index", "last_index", "rejected_index", "conflict_term", "conflict_index")
+    _check_indexes(body, "match_index", "last_index", "rejected_index", "conflict_term", "conflict_index")
     return AppendEntriesResponse(
-        sender, term, body.success, match, last, rejected, conflict_term, conflict, body.forgetful, body.epoch
+        sender,
+        term,
+        body.success,
+        body.match_index,
+        body.last_index,
+        body.rejected_index,
+        body.conflict_term,
+        body.conflict_index,
+        body.forgetful,
+        body.epoch,
     )
+
+
+@lru_cache(_HEADS)
+def _sender_of(head: bytes, group: str, node_id: NodeId, members: frozenset[NodeId]) -> tuple[NodeId, int]:
+    """Return who sends messages that begin so, and in which term.
+
+    Raises:
+        UnknownGroupError, UnknownMemberError, UnexpectedArgumentError: as `decode_stream`; such are not remembered.
+    """
+    try:
+        whole = pb.RaftMessage.FromString(head)
+    except DecodeError as error:
+        raise UnexpectedArgumentError(f"malformed message: {error}") from error
+    _fence(whole.group, whole.sender, whole.target, own_group=group, node_id=node_id, members=members)
+    return whole.sender, _check(whole.term, 0, "term")
+
+
+def _decode_by_hand(data: bytes, group: str, node_id: NodeId, members: frozenset[NodeId]) -> Message | None:
+    """Return a small append or its answer; None for what is not as plain as that, or no message.
+
+    Raises:
+        as `decode_stream`.
+    """
+    try:
+        at = 0
+        for key in b"\x0a\x12\x1a":  # group, sender, target
+            if data[at] == key:
+                if data[at + 1] > 0x7F:
+                    return None
+                at += 2 + data[at + 1]
+        if data[at] != 0x20:  # term
+            return None
+        at += 1
+        while data[at] > 0x7F:
+            at += 1
+        at += 1
+        key, length, begin = data[at], data[at + 1], at + 2
+        if length > 0x7F:
+            length, begin = length & 0x7F | data[begin] << 7, begin + 1
+    except IndexError:
+        return None
+    if begin + length != len(data) or key not in (_APPEND_KEY[0], _ANSWER_KEY[0]):
+        return None
+    values = read_message(data, begin, _APPEND_KINDS if key == _APPEND_KEY[0] else _ANSWER_KINDS)
+    if values is None:
+        return None
+    sender, term = _sender_of(data[:at], group, node_id, members)
+    if key == _ANSWER_KEY[0]:
+        return _answer_of(sender, term, values)
+    return _append_of(sender, term, values)
+
+
+def _answer_of(sender: NodeId, term: int, values: list[Any]) -> AppendEntriesResponse | None:
+    _, success, match, last, conflict_term, conflict, rejected, forgetful, epoch = [value or 0 for value in values]
+    if max(match, last, conflict_term, conflict, rejected) > _MAX_NUMBER:
+        return None
+    return AppendEntriesResponse(
+        sender, term, bool(success), match, last, rejected, conflict_term, conflict, bool(forgetful), epoch
+    )
+
+
+def _append_of(sender: NodeId, term: int, values: list[Any]) -> AppendEntries | None:
+    _, previous, previous_term, chain_crc, last, commit, run, data, epoch, crc = values
+    if not run or not data or crc is not None:
+        return None
+    run = read_message(run, 0, _RUN_KINDS)
+    previous, previous_term, chain_crc = previous or 0, previous_term or 0, chain_crc or 0
+    last, commit, epoch = last or 0, commit or 0, epoch or 0
+    if run is None or max(previous, previous_term, last, commit) > _MAX_NUMBER:
+        return None
+    parsed = parse_slice(data, previous + 1, chain_crc)
+    _check_entries(sender, term, previous_term, last, [(run[1] or 0, run[2] or 0)], parsed)
+    return AppendEntries(sender, term, previous, previous_term, last, parsed.terms, commit, chain_crc, parsed, epoch)
 
 
 def _get_heartbeat(sender: NodeId, term: int, body: pb.Heartbeat) -> Heartbeat:
@@ -330,7 +469,7 @@ _GET: Final[dict[str, Callable[[NodeId, int, Any], Message]]] = {
 }
 
 
-def decode_stream(data: bytes, *, group: str, node_id: NodeId, members: Container[NodeId]) -> Message:
+def decode_stream(data: bytes, *, group: str, node_id: NodeId, members: frozenset[NodeId]) -> Message:
     """Return the message in ``data``; an append comes with its entries parsed (a ``Slice``), or None for a probe.
 
     Raises:
@@ -339,7 +478,11 @@ def decode_stream(data: bytes, *, group: str, node_id: NodeId, members: Containe
         CorruptSliceError: the entries do not verify, or are not those announced.
         UnexpectedArgumentError: anything else that is not a message.
     """
-    split = split_last_bytes(data, _APPEND_FIELD, _DATA_FIELD) if len(data) >= _LARGE_BYTES else None
+    split = None
+    if len(data) >= _LARGE_BYTES:
+        split = split_last_bytes(data, _APPEND_FIELD, _DATA_FIELD)
+    elif (message := _decode_by_hand(data, group, node_id, members)) is not None:
+        return message
     try:
         whole = pb.RaftMessage.FromString(data if split is None else split[0])
         append = None if split is None else pb.AppendEntries.FromString(split[1])

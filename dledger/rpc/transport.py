@@ -122,6 +122,7 @@ class GrpcTransport:
         self._group = group
         self._node_id = node_id
         self._members = dict(members)
+        self._member_ids = frozenset(members)
         self._options = options or NetworkOptions()
         self._options.validate()
         self._tls = tls
@@ -144,6 +145,7 @@ class GrpcTransport:
     async def start(self, handler: TransportHandler) -> None:
         """Open a stream to every peer and hand what comes to ``handler``. Returns at once; peers may be down."""
         self._handler = handler
+        self._member_ids = frozenset(self._members)
         for peer, address in self._members.items():
             if peer != self._node_id:
                 self._links[peer] = OutgoingLink(
@@ -278,7 +280,7 @@ class GrpcTransport:
     def _receive(self, peer: NodeId, data: bytes, allowed: tuple[type[Message], ...]) -> DLedgerError | None:
         """Decode, check and deliver; return what is wrong with the bytes instead of raising it."""
         try:
-            message = codec.decode_stream(data, group=self._group, node_id=self._node_id, members=self._members)
+            message = codec.decode_stream(data, group=self._group, node_id=self._node_id, members=self._member_ids)
             if message.sender != peer:
                 raise UnexpectedArgumentError(f"message of {message.sender!r} on the stream of {peer!r}")
             if not isinstance(message, allowed):

@@ -146,6 +146,7 @@ class Network:
         self._trace = trace
         self._group = group
         self._members = dict(members)
+        self._member_ids = frozenset(members)
         self.options = options
         self._ends: dict[NodeId, SimTransport] = {}
         self._cuts: dict[tuple[NodeId, NodeId], int] = {}
@@ -351,7 +352,7 @@ class Network:
                 return codec.decode_vote_request(data, group=self._group, node_id=node, members=self._members)
             if kind == b"W":
                 return codec.decode_vote_response(data, group=self._group, peer=sender)
-            return codec.decode_stream(data, group=self._group, node_id=node, members=self._members)
+            return codec.decode_stream(data, group=self._group, node_id=node, members=self._member_ids)
         if isinstance(wire, AppendEntries) and isinstance(wire.payload, RawSlice | Slice):
             parsed = parse_slice(
                 wire.payload.data,

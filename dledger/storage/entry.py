@@ -277,12 +277,38 @@ def parse_slice(data: bytes, first_index: int, prev_chain_crc: int, crc: int | N
     Raises:
         CorruptSliceError: says which entry, and what is wrong with it.
     """
+    if crc is None and (single := _parse_single(data, first_index, prev_chain_crc)) is not None:
+        return single
     if crc is not None and _crc(data) != crc:
         raise CorruptSliceError(f"the CRC of {len(data)} bytes from entry {first_index} on is not the one announced")
     parsed = parse_prefix(data, first_index, prev_chain_crc, known=crc is not None)
     if parsed.slice is None or parsed.problem:
         raise CorruptSliceError(parsed.problem or "empty slice")
     return parsed.slice
+
+
+def _parse_single(data: bytes, index: int, prev_chain_crc: int) -> Slice | None:
+    """As `parse_slice` for one normal entry; None where it is another, or anything is wrong with it."""
+    if len(data) < HEADER_BYTES or int.from_bytes(data[4:8], "big") != len(data):
+        return None
+    magic, size, entry_index, term, pos, channel, stored_chain, body_crc, length = HEADER.unpack_from(data)
+    if (
+        magic != EntryType.NORMAL
+        or size != length + HEADER_BYTES
+        or entry_index != index
+        or not 0 <= term <= _MAX_TERM
+        or pos < 0
+        or _crc(data[HEADER_BYTES:]) != body_crc
+    ):
+        return None
+    chain = _extend(prev_chain_crc, HEADER.pack(magic, size, index, term, pos, channel, 0, body_crc, length))
+    if chain != stored_chain:
+        return None
+    sessions = (SessionRun(channel, index, 1),) if channel else ()
+    return Slice(
+        data, index, index, pos, [0], (TermRun(index, term),), sessions, prev_chain_crc, chain,
+        INDEX_RECORD.pack(magic, pos, size, index, term),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

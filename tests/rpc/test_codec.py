@@ -29,7 +29,7 @@ from dledger.rpc import codec
 from dledger.storage.entry import CorruptSliceError, EntryGroup, RawSlice, Slice, encode_groups
 from dledger.v1 import raft_pb2 as pb
 
-MEMBERS = {"n0": "a", "n1": "b", "n2": "c"}
+MEMBERS = frozenset({"n0", "n1", "n2"})
 SENDER = "n1"
 
 index = st.integers(-1, 2**62)
@@ -120,6 +120,57 @@ def test_an_append_survives_with_its_entries_verified(bodies, prev, entry_term, 
     back = decode(encode(message))
     assert back == message
     assert back.payload == message.payload
+
+
+plain_appends = st.builds(
+    lambda bodies, prev, lead, commit, epoch: replace(
+        append(bodies, prev=prev, term=4 + lead), commit_index=commit, epoch=epoch
+    ),
+    st.lists(st.binary(max_size=300), min_size=1, max_size=70), st.integers(-1, 2**40), st.integers(0, 300), index,
+    st.integers(0, 300),
+)  # fmt: skip
+plain_answers = st.builds(
+    lambda term, match, last, forgetful, epoch: AppendEntriesResponse(
+        SENDER, term, True, match, last, forgetful=forgetful, epoch=epoch
+    ),
+    st.integers(1, 2**62), index, index, st.booleans(), st.integers(0, 300),
+)  # fmt: skip
+
+
+@settings(max_examples=150, deadline=None)
+@given(plain_appends | plain_answers)
+def test_by_hand_and_by_the_library_the_same_is_written_and_read(message):
+    by_hand = encode(message)
+    by_library = pb.RaftMessage.FromString(by_hand).SerializeToString()
+    for data in (by_hand, by_library):
+        assert codec._decode_by_hand(data, "g", "n0", MEMBERS) == decode(data) == message
+        assert decode(data).terms == message.terms if isinstance(message, AppendEntries) else True
+
+
+@settings(max_examples=600, deadline=None)
+@given(plain_appends | plain_answers, st.integers(0, 2**30), st.binary(max_size=3), st.integers(0, 3))
+def test_damage_is_to_the_hand_what_it_is_to_the_library(message, at, noise, dropped):
+    data = encode(message)
+    at %= min(len(data), 80) if at % 3 else len(data)
+    data = data[:at] + noise + data[at + dropped :]
+
+    def outcome():
+        try:
+            found = decode(data)
+        except DLedgerError as error:
+            return type(error)
+        return found, getattr(found, "payload", None)
+
+    by_hand = outcome()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(codec, "_decode_by_hand", lambda *_: None)
+        assert outcome() == by_hand
+
+
+@pytest.mark.parametrize("name", ["g" * 127, "g" * 128, "g" * 300])
+def test_long_names_are_for_the_library(name):
+    message = AppendEntriesResponse(SENDER, 3, True, 1, 1)
+    assert decode(encode(message, group=name), group=name) == message
 
 
 def test_a_raw_slice_is_sent_as_it_is():

@@ -199,6 +199,26 @@ def test_every_single_bit_counts():
             parse_slice(bytes(damaged), 3, 0)
 
 
+@pytest.mark.parametrize(
+    ("kind", "channel"), [(EntryType.NORMAL, 0), (EntryType.NORMAL, 9), (EntryType.NOOP, 0), (EntryType.SESSION, 9)]
+)
+@pytest.mark.parametrize("body", [b"", b"a body"])
+def test_an_entry_alone_is_parsed_as_with_others_and_every_bit_of_it_counts(kind, channel, body):
+    (part,) = encode([EntryGroup(kind, channel, [body])], first_index=3, pos=64, chain=77)
+    assert parse_slice(part.data, 3, 77) == parse_prefix(part.data, 3, 77).slice == part
+    for index, chain in ((2, 77), (3, 78)):
+        with pytest.raises(CorruptSliceError):
+            parse_slice(part.data, index, chain)
+    for data in (part.data[:-1], part.data + b"x"):
+        with pytest.raises(CorruptSliceError):
+            parse_slice(data, 3, 77)
+    for bit in range(len(part.data) * 8):
+        damaged = bytearray(part.data)
+        damaged[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(CorruptSliceError):
+            parse_slice(bytes(damaged), 3, 77)
+
+
 def test_every_cut_of_a_slice_gives_the_whole_entries_before_it():
     (part,) = encode([EntryGroup(EntryType.NORMAL, 5, [b"first", b"", b"third"])])
     ends = [*part.offsets[1:], len(part.data)]
