@@ -74,6 +74,13 @@ class Answers:
             self._ok_field = bytes_head(1, len(header)) + header
         return self._ok
 
+    def appended(self, index: int, term: int, pos: int) -> bytes:
+        """Return the AppendResponse of an entry that was taken, written by hand (`dledger.protobuf_wire`)."""
+        self.success()
+        return b"".join(
+            (self._ok_field, b"\x10", put_varint(index), b"\x18", put_varint(term), b"\x20", put_varint(pos))
+        )
+
     def taken(self, result: BatchResult, request_id: int) -> bytes:
         """Return the AppendBatchResponse of a batch that was taken, written by hand (`dledger.protobuf_wire`)."""
         header = self.success()
