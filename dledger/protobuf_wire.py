@@ -126,6 +126,8 @@ def read_message(data: bytes, at: int, kinds: bytes) -> list[Any] | None:
                 if byte == 0xFF and shift == 7 and data.startswith(_MINUS_ONE, at - 1):
                     at, value = at + len(_MINUS_ONE) - 1, -1
                     break
+                if shift > 63:  # a number without an end: not to be looked for
+                    return None
                 byte = data[at]
                 at += 1
                 value |= (byte & 0x7F) << shift

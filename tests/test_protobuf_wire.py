@@ -7,7 +7,16 @@ from google.protobuf.message import DecodeError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dledger.protobuf_wire import join_last_bytes, split_last_bytes
+from dledger.protobuf_wire import (
+    BYTES,
+    FIXED32,
+    VARINT,
+    join_last_bytes,
+    kinds,
+    put_varint,
+    read_message,
+    split_last_bytes,
+)
 from dledger.v1 import raft_pb2 as pb
 
 APPEND = pb.RaftMessage.APPEND_ENTRIES_FIELD_NUMBER
@@ -71,3 +80,38 @@ def test_damage_is_not_split_or_split_as_protobuf_reads_it(outer, inner, at, noi
 )
 def test_what_does_not_end_with_the_field_is_left_to_protobuf(message):
     assert split_last_bytes(message, APPEND, DATA) is None
+
+
+KINDS = kinds({1: VARINT, 2: BYTES, 3: FIXED32})
+
+
+@pytest.mark.parametrize("number", [-1, 0, 1, 127, 128, 2**14 - 1, 2**14, 2**32, 2**62, 2**63 - 1])
+def test_numbers_come_back(number):
+    assert read_message(b"\x08" + put_varint(number), 0, KINDS) == [None, number, None, None]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x08",  # cut off
+        b"\x08\xff",
+        b"\x12\x05abc",
+        b"\x1d\x00\x00",
+        b"\x08\x01\x08\x02",  # twice
+        b"\x20\x01",  # unknown
+        b"\x0a\x01x",  # of another type
+        b"\x00\x01",  # no field at all
+        b"\x80\x01\x01",
+        b"\x08" + b"\xff" * 8 + b"\x7f\x01"[:1] + b"\x08",
+        b"\x08\xfe" + b"\xff" * 8 + b"\x01",  # -2
+        b"\x12" + b"\xff" * 9 + b"\x01",  # bytes of length -1
+    ],
+)
+def test_what_is_not_plain_is_for_the_library(data):
+    assert read_message(data, 0, KINDS) is None
+
+
+@pytest.mark.parametrize("byte", [b"\x80", b"\xfe", b"\xff"])
+def test_a_number_without_an_end_is_given_up_at_once(byte):
+    """Else eight megabytes of it would take minutes."""
+    assert read_message(b"\x08" + byte * (8 << 20), 0, KINDS) is None
