@@ -44,9 +44,13 @@ _MINUS_ONE: Final = b"\xff" * 9 + b"\x01"
 
 
 def put_varint(number: int) -> bytes:
-    """Return a number from -1 on as a varint."""
+    """Return a number of 64 bits as a varint; negative ones as protobuf's int64 has them."""
     if number < 0x80:
-        return _MINUS_ONE if number < 0 else _SMALL[number]
+        if number >= 0:
+            return _SMALL[number]
+        if number == -1:
+            return _MINUS_ONE
+        number += 1 << 64
     if number < 0x4000:
         return bytes((number & 0x7F | 0x80, number >> 7))
     parts = bytearray()

@@ -90,6 +90,11 @@ def test_numbers_come_back(number):
     assert read_message(b"\x08" + put_varint(number), 0, KINDS) == [None, number, None, None]
 
 
+@pytest.mark.parametrize("number", [-1, -2, -(2**31), -(2**63)])
+def test_negative_numbers_are_as_the_library_has_them(number):
+    assert pb.TermRun.FromString(b"\x08" + put_varint(number)).first_index == number
+
+
 @pytest.mark.parametrize(
     "data",
     [

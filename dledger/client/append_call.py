@@ -32,7 +32,7 @@ class AppendCall(StreamCall):
 
     def send(self, batch: AppendBatch) -> None:
         """See ``AppendStream.send``."""
-        if len(batch.bodies) == 1 and batch.request_id >= 0:
+        if len(batch.bodies) == 1:
             self._send(self._single(batch))
             return
         request = ledger_pb2.AppendBatchRequest(

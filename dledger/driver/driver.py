@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import TypeVarTuple, Unpack
 
 import structlog
 
@@ -73,6 +74,7 @@ from dledger.types import AppendHook, BatchResult, Entry, NodeStatus, ReadMode
 __all__ = ["Driver"]
 
 _Waiters = list[tuple[int, asyncio.Future[int]]]
+_Args = TypeVarTuple("_Args")
 """Who waits for an index, and how they are told."""
 
 _MAX_ROUNDS_A_PUMP = 64
@@ -280,34 +282,25 @@ class Driver:
         if self.core.disk_full and isinstance(message, AppendEntries) and message.last_index > message.prev_log_index:
             # No room: hear the leader, take nothing. It tries again with the next heartbeats.
             message = replace(message, last_index=message.prev_log_index, terms=(), payload=None)
-        try:
-            self.core.step(message, self._now_ms())
-        except Exception as error:  # as in `_step`
-            self._fail(error)
-            return
-        self._schedule_pump()
+        self._step(self.core.step, message, self._now_ms())
 
     def on_peer_connected(self, peer: NodeId) -> None:
         if self._running:
-            self._step(lambda: self.core.peer_connected(peer, self._now_ms()))
+            self._step(self.core.peer_connected, peer, self._now_ms())
 
     def on_peer_disconnected(self, peer: NodeId) -> None:
         if self._running:
-            self._step(lambda: self.core.peer_unreachable(peer, self._now_ms()))
+            self._step(self.core.peer_unreachable, peer, self._now_ms())
 
-    def _step(self, change: Callable[[], None]) -> None:
+    def _step(self, change: Callable[[Unpack[_Args]], None], *args: *_Args) -> None:
         try:
-            change()
+            change(*args)
         except Exception as error:  # a broken invariant or a mistake of ours: a node is never half dead
             self._fail(error)
             return
         self._schedule_pump()
 
     # ------------------------------------------------------------------ the pump
-
-    def progress(self) -> int:
-        """A number that changes whenever entries are appended or committed here."""
-        return self.core.last_index + self.core.commit_index
 
     def _schedule_pump(self) -> None:
         if not self._pump_scheduled:
@@ -504,7 +497,7 @@ class Driver:
             return
         self._pace.sent(len(raw.data), self._loop.time())
         if self._running:
-            self._step(lambda: self._send_slice(request, raw))
+            self._step(self._send_slice, request, raw)
 
     def _send_slice(self, request: SendEntries, raw: RawSlice | None) -> None:
         last_index = request.first_index - 1 if raw is None else raw.last_index
@@ -547,7 +540,7 @@ class Driver:
 
     def disk_full(self, full: bool) -> None:
         if self._running:
-            self._step(lambda: self.core.set_disk_full(full, self._now_ms()))
+            self._step(self.core.set_disk_full, full, self._now_ms())
 
     def disk_failed(self, error: BaseException) -> None:
         self._fail(error)
@@ -691,6 +684,10 @@ class Driver:
         return self.store.position_of(index)
 
     # ------------------------------------------------------------------ operators
+
+    def progress(self) -> int:
+        """A number that changes whenever entries are appended or committed here."""
+        return self.core.last_index + self.core.commit_index
 
     def leader_hint(self) -> tuple[int, NodeId | None, str | None]:
         leader = self.core.leader_id

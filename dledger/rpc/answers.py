@@ -28,7 +28,6 @@ __all__ = [
     "first_message",
     "parse",
     "read_mode",
-    "run_messages",
 ]
 
 _M = TypeVar("_M", bound=Message)
@@ -83,11 +82,7 @@ class Answers:
 
     def taken(self, result: BatchResult, request_id: int) -> bytes:
         """Return the AppendBatchResponse of a batch that was taken, written by hand (`dledger.protobuf_wire`)."""
-        header = self.success()
-        if request_id < 0:
-            return pb.AppendBatchResponse(
-                header=header, runs=run_messages(result), request_id=request_id
-            ).SerializeToString()
+        self.success()
         parts = [self._ok_field]
         for run in result.runs:
             body = b"".join(
@@ -167,11 +162,6 @@ def check_batch(bodies: Iterable[bytes], count: int, sequence: int, backend: Bac
     if total > backend.max_batch_bytes:
         raise UnexpectedArgumentError(f"a batch of {total} bytes; the limit is {backend.max_batch_bytes}")
     return total
-
-
-def run_messages(result: BatchResult) -> list[pb.IndexRun]:
-    """Return the runs of a batch's result as messages."""
-    return [pb.IndexRun(first_index=run.first_index, count=run.count, term=run.term) for run in result.runs]
 
 
 def entry_message(entry: Entry) -> pb.Entry:

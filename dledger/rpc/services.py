@@ -20,7 +20,7 @@ from grpc import aio
 
 from dledger.errors import IndexOutOfRangeError, UnexpectedArgumentError, UnknownMemberError
 from dledger.protobuf_wire import BYTES, VARINT, kinds, read_message
-from dledger.rpc.answers import Answers, check_batch, first_message, parse, read_mode, run_messages
+from dledger.rpc.answers import Answers, check_batch, first_message, parse, read_mode
 from dledger.rpc.append_stream import Batches
 from dledger.rpc.call_stream import CallStream, Requests
 from dledger.rpc.client_door import FRAMES_KEY, ClientDoor
@@ -126,9 +126,7 @@ class LedgerService:
             bodies = tuple(request.bodies)
             check_batch(bodies, len(bodies), request.first_sequence, self._backend)
             result = await self._submitted(bodies, request.session_id, request.first_sequence)
-            return ledger_pb2.AppendBatchResponse(
-                header=self._answers.success(), runs=run_messages(result), request_id=request_id
-            ).SerializeToString()
+            return self._answers.taken(result, request_id)
         except Exception as error:
             header = self._answers.failure(error, "AppendBatch")
             return ledger_pb2.AppendBatchResponse(header=header, request_id=request_id).SerializeToString()

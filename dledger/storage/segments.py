@@ -118,8 +118,7 @@ class SegmentedFile:
         at = pos % self.segment_bytes
         start = pos - at
         if at + length <= self.segment_bytes:
-            handle = self._handles[start] if start in self._complete else self._writable(start)
-            self._fs.pwritev(handle, buffers, at, keep=keep)
+            self._fs.pwritev(self._writable(start), buffers, at, keep=keep)
             self.dirty.add(start)
             return
         data = b"".join(buffers)
